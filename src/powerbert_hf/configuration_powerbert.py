@@ -1,0 +1,123 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Configurations of PoWER-BERT and PoWER-ALBERT: upstream's, and four fields that say which word-vectors stay."""
+
+from typing import Any, ClassVar, get_args
+
+from huggingface_hub.dataclasses import strict
+from transformers import AlbertConfig, BertConfig, PreTrainedConfig
+
+from .retention import RetentionMode, check_retention_config
+
+
+@strict
+class RetentionConfig(PreTrainedConfig):
+    """The fields that both backbones add to upstream's configuration.
+
+    Args:
+        retention_config (`list[int | float]`, *optional*):
+            How many word-vectors each encoder keeps, one entry per encoder, never increasing. `None` keeps all.
+        retention_unit (`str`, *optional*, defaults to `"words"`):
+            What an entry means: `"words"`, a count, or `"fraction"`, a share of the example's own length.
+        retention_length (`int`, *optional*):
+            The longest input of the training data; the number of weights that each encoder learns in soft mode.
+        retention_mode (`str`, *optional*):
+            `"off"` is the stock model, `"soft"` weighs word-vectors by rank to learn a configuration, `"hard"` removes
+            them. `None` means hard with a configuration and off without, and is saved as `None`, so that a model saved
+            without a configuration can be loaded with one.
+
+    Raises:
+        ValueError: on construction, for fields that contradict each other or the backbone.
+    """
+
+    retention_config: list[int | float] | None = None
+    retention_unit: str = "words"
+    retention_length: int | None = None
+    retention_mode: str | None = None
+
+    upstream_model_type: ClassVar[str] = ""
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["kept_positions", "retention_penalty"]
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.validate_retention()
+
+    @property
+    def active_retention_mode(self) -> RetentionMode:
+        """`retention_mode`, with `None` resolved."""
+        if self.retention_mode is None:
+            return "off" if self.retention_config is None else "hard"
+        return self.retention_mode  # type: ignore[return-value]
+
+    @property
+    def num_encoders(self) -> int:
+        """L: how many times a word-vector goes through an encoder (ALBERT repeats its inner group)."""
+        return self.num_hidden_layers * getattr(self, "inner_group_num", 1)
+
+    def validate_retention(self) -> None:
+        """Check the fields together; strict configurations also run this when they are saved.
+
+        Raises:
+            ValueError: with the rule, the value received and the remedy.
+        """
+        if getattr(self, "is_decoder", False) or getattr(self, "add_cross_attention", False):
+            raise ValueError(
+                "Word-vectors are eliminated in encoders only, got `is_decoder=True` or `add_cross_attention=True`; "
+                "set both to `False`."
+            )
+        max_length = self.max_position_embeddings
+        check_retention_config(self.retention_config, self.num_encoders, self.retention_unit, max_length)
+        if self.retention_length is not None and not 1 <= self.retention_length <= max_length:
+            raise ValueError(
+                f"`retention_length` must lie between 1 and the model's longest input ({max_length}), got "
+                f"{self.retention_length}; truncate the inputs to a length in that range."
+            )
+        if self.retention_mode is not None and self.retention_mode not in get_args(RetentionMode):
+            raise ValueError(
+                f"`retention_mode` must be None or one of {', '.join(get_args(RetentionMode))}, got "
+                f"{self.retention_mode!r}."
+            )
+        if self.retention_mode == "hard" and self.retention_config is None:
+            raise ValueError(
+                '`retention_config` must be set when `retention_mode` is "hard", got None; pass a list or run '
+                "`search_configuration`."
+            )
+        if self.retention_mode == "soft" and self.retention_length is None:
+            raise ValueError(
+                '`retention_length` must be set when `retention_mode` is "soft", got None; pass the length of the '
+                "longest training input."
+            )
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
+        """Read the file of this backbone or of its upstream one, whose checkpoints are ours with all retained.
+
+        Mirrors `PreTrainedConfig.get_config_dict` (transformers 5.23); only the model type is looked at.
+
+        Raises:
+            ValueError: for any other backbone.
+        """
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        found = config_dict.get("model_type", cls.upstream_model_type)
+        if found not in (cls.upstream_model_type, cls.model_type):
+            raise ValueError(
+                f"{cls.__name__} needs a checkpoint of type {cls.upstream_model_type!r} or {cls.model_type!r}, got "
+                f"{found!r} from {pretrained_model_name_or_path}; choose a BERT or ALBERT checkpoint and its class."
+            )
+        return {**config_dict, "model_type": cls.model_type}, kwargs
+
+
+@strict
+class PoWERBertConfig(RetentionConfig, BertConfig):
+    """`BertConfig` and the retention fields of [`RetentionConfig`]."""
+
+    model_type = "powerbert"
+    upstream_model_type: ClassVar[str] = "bert"
+
+
+@strict
+class PoWERAlbertConfig(RetentionConfig, AlbertConfig):
+    """`AlbertConfig` and the retention fields of [`RetentionConfig`]."""
+
+    model_type = "poweralbert"
+    upstream_model_type: ClassVar[str] = "albert"

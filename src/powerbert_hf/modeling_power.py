@@ -1,0 +1,458 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What both backbones share: attention that also ranks, the way through the encoders, the heads' forward.
+
+The encoders hand two things on: `hidden_states`, and a [`Kept`] that says which word-vectors these are. Each encoder is
+told what to do with them by a rule: `None` (keep all), [`Extract`] or [`SoftExtract`]. Rules are made anew in every
+forward from the configuration, so a model keeps no state between calls and ALBERT can share one layer over all depths.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_powerbert import RetentionConfig
+from .retention import (
+    extract,
+    rank,
+    retention_count,
+    retention_mass,
+    retention_penalty,
+    significance,
+    soft_extract,
+    soft_extract_weights,
+)
+
+
+class Kept(NamedTuple):
+    """Which word-vectors the hidden states hold."""
+
+    mask: Tensor | None
+    """(B, T), true where real; `None` if all are."""
+    positions: Tensor | None
+    """(B, T), the position in the input of each, -1 where not real; `None` if nobody asked."""
+
+    def gather(self, order: Tensor | None, rule: "Extract", *vectors: Tensor) -> tuple["Kept", list[Tensor]]:
+        """Keep what `rule` says of the word-vectors and of each (B, T, D) in `vectors`."""
+        if rule.cls_only:
+            first = [None if part is None else part[:, :1] for part in self]
+            return Kept(*first), [part[:, :1] for part in vectors]
+        kept = extract(order, rule.width, rule.counts)
+        mask, positions = [None if part is None else part.gather(1, kept) for part in self]
+        if rule.counts is not None:
+            filled = torch.arange(rule.width, device=kept.device) < rule.counts[:, None]
+            mask = filled if mask is None else mask & filled
+            positions = None if positions is None else positions.where(filled, -1)
+        return Kept(mask, positions), [part.gather(1, kept[..., None].expand(-1, -1, part.shape[2])) for part in vectors]
+
+
+class Extract(NamedTuple):
+    """Rule of an encoder in hard mode: the most significant word-vectors go on."""
+
+    width: int
+    """K, the most that an example keeps."""
+    counts: Tensor | None
+    """(B,), how many each example keeps; `None` if all keep `width`."""
+
+    @property
+    def cls_only(self) -> bool:
+        """Whether [CLS] alone goes on, which needs no ranking and a single query. Never true of a symbolic width."""
+        return type(self.width) is int and self.width == 1
+
+
+class SoftExtract(NamedTuple):
+    """Rule of an encoder in soft mode: all go on, each times the weight of its rank."""
+
+    rank_weights: Tensor
+    """(B, T)."""
+
+
+Rule: TypeAlias = Extract | SoftExtract | None
+
+
+@dataclass
+class PoWERModelOutput(BaseModelOutputWithPooling):
+    """`BaseModelOutputWithPooling` and what the elimination adds.
+
+    Args:
+        kept_positions (`tuple[Tensor]`, *optional*, with `output_kept_positions=True`):
+            Per encoder (B, l_j): positions in the input of the word-vectors that leave it, ascending, -1 where an
+            example keeps fewer. `hidden_states[j]` and `attentions[j]` shrink alike.
+        retention_penalty (`Tensor`, *optional*, in soft mode):
+            `sum_j j * mass(j)`.
+    """
+
+    kept_positions: tuple[Tensor, ...] | None = None
+    retention_penalty: Tensor | None = None
+
+
+@dataclass
+class PoWERSequenceClassifierOutput(SequenceClassifierOutput):
+    """`SequenceClassifierOutput` and the two fields of [`PoWERModelOutput`].
+
+    Encoder L hands on [CLS] alone, so `kept_positions[-1]` and `hidden_states[-1]` have length 1, and the penalty
+    leaves encoder L out.
+    """
+
+    kept_positions: tuple[Tensor, ...] | None = None
+    retention_penalty: Tensor | None = None
+
+
+class RankingAttentionMixin:
+    """Self-attention of either host that also ranks the word-vectors, with any attention implementation."""
+
+    def attend(
+        self, hidden_states: Tensor, attention_mask: Any, kept: Kept, rule: Rule, dropout: float, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`BertSelfAttention.forward`, or `AlbertAttention.forward` up to its projection (transformers 5.23), and a rank.
+
+        The significance comes from queries and keys, not from the returned weights: sdpa and flash return none, and
+        eager's carry dropout while training.
+
+        Returns:
+            The context (B, Q, D), the attention weights (B, H, Q, T) where the implementation has them, and the
+            positions by rank (B, T) where `rule` needs them. Q is 1 where the rule keeps [CLS] alone, else T.
+        """
+        cls_only = isinstance(rule, Extract) and rule.cls_only
+        queried = hidden_states[:, :1] if cls_only else hidden_states
+
+        def heads(projection: nn.Module, states: Tensor) -> Tensor:
+            return projection(states).view(*states.shape[:-1], -1, self.attention_head_size).transpose(1, 2)
+
+        query, key, value = heads(self.query, queried), heads(self.key, hidden_states), heads(self.value, hidden_states)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        context, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        order = None
+        if rule is not None and not cls_only:
+            order = rank(significance(query, key, kept.mask, self.scaling), kept.mask)
+        return context.reshape(*queried.shape[:-1], -1).contiguous(), weights, order
+
+
+def retain(
+    project: Callable[[Tensor, Tensor], Tensor],
+    context: Tensor,
+    residual: Tensor,
+    order: Tensor | None,
+    kept: Kept,
+    rule: Rule,
+) -> tuple[Tensor, Kept]:
+    """From the context to the word-vectors that enter the feed-forward network.
+
+    `project` is the rest of the host's attention: output projection, residual, LayerNorm. It acts on each word-vector
+    alone, so Extract comes before it and saves its work; Soft-extract comes after it, as in the paper.
+
+    Args:
+        project: takes context and residual, both (B, K, D), to (B, K, D).
+        context: (B, Q, D) from `attend`.
+        residual: (B, T, D), the encoder's input.
+        order: (B, T) from `attend`.
+        kept: which word-vectors the encoder received.
+        rule: what to do with them.
+
+    Returns:
+        (B, K, D), and which word-vectors these are.
+    """
+    if isinstance(rule, Extract):
+        # With [CLS] as the only query the context is that narrow already; taking its first entry changes nothing.
+        kept, (context, residual) = kept.gather(order, rule, context, residual)
+    output = project(context, residual)
+    if isinstance(rule, SoftExtract):
+        output = soft_extract(output, order, rule.rank_weights)
+    return output, kept
+
+
+class RetentionEncoderMixin(nn.Module):
+    """The way of the word-vectors through all encoders of either host."""
+
+    config: RetentionConfig
+    retention_weights: nn.Parameter | None
+
+    def add_retention_weights(self) -> None:
+        """Create `r` (L, R) in soft mode. In fp32: in bf16 five hundred Adam steps of 5e-4 leave it at 1."""
+        weights = None
+        if self.config.active_retention_mode == "soft":
+            weights = nn.Parameter(
+                torch.ones(self.config.num_encoders, self.config.retention_length, dtype=torch.float32)
+            )
+        self.register_parameter("retention_weights", weights)
+
+    def encoders(self) -> Iterable[nn.Module]:
+        """The L encoders in order; ALBERT's is the same module again and again."""
+        raise NotImplementedError
+
+    def rules(self, lengths: Tensor | None, batch_size: int, width: int, cls_only: bool, device: Any) -> Iterator[Rule]:
+        """What each encoder does with its word-vectors.
+
+        Args:
+            lengths: (B,), real word-vectors of each input; `None` if all fill the width.
+            batch_size: B.
+            width: T of the input.
+            cls_only: whether only [CLS] is read after the last encoder.
+            device: where the counts are needed.
+        """
+        mode, unit = self.config.active_retention_mode, self.config.retention_unit
+        last = self.config.num_encoders - 1
+        if mode == "soft" and lengths is None:
+            lengths = torch.full((batch_size,), width, device=device)
+        previous = None
+        for encoder in range(self.config.num_encoders):
+            if mode == "off":
+                yield None
+            elif cls_only and encoder == last:
+                yield Extract(1, None)
+            elif mode == "soft":
+                yield SoftExtract(soft_extract_weights(self.retention_weights[encoder], lengths, width, unit))
+            else:
+                entry = self.config.retention_config[encoder]
+                kept = retention_count(entry, width, unit)
+                # Comparing the width would tie a traced graph to it.
+                drops_nothing = entry == previous or (not torch.compiler.is_compiling() and kept == width)
+                counts = None if lengths is None else retention_count(entry, lengths, unit)
+                yield None if drops_nothing else Extract(kept, counts)
+                previous = entry
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        cls_only: bool = False,
+        output_kept_positions: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> PoWERModelOutput:
+        """`BertEncoder.forward` and `AlbertTransformer.forward` (transformers 5.23), with a mask and a rule per encoder.
+
+        Args:
+            hidden_states: (B, T, D), the embeddings.
+            attention_mask: (B, T), nonzero where real; `None` if all are.
+            cls_only: whether only [CLS] is read of the result.
+            output_kept_positions: whether to return which word-vectors leave each encoder.
+
+        Raises:
+            ValueError: for a mask that is not (B, T).
+        """
+        batch_size, width = hidden_states.shape[:2]
+        mask, lengths, positions = attention_mask, None, None
+        if self.config.active_retention_mode != "off" or output_kept_positions:
+            if mask is not None and mask.dim() != 2:
+                raise ValueError(
+                    "`attention_mask` must have shape (batch, length) to eliminate word-vectors, got "
+                    f"{tuple(mask.shape)}; pass the tokenizer's mask."
+                )
+            if mask is not None:
+                mask = mask.to(hidden_states.device, torch.bool)
+                if not torch.compiler.is_compiling() and mask.all():
+                    mask = None
+            if mask is not None:
+                # Position 0 stays whatever its mask says, so it counts.
+                lengths = mask[:, 1:].sum(dim=1) + 1
+            if output_kept_positions:
+                positions = torch.arange(width, device=hidden_states.device).expand(batch_size, -1)
+                if mask is not None:
+                    positions = positions.where(mask | (positions == 0), -1)
+
+        kept, kept_positions = Kept(mask, positions), []
+        rules = self.rules(lengths, batch_size, width, cls_only, hidden_states.device)
+        backend_mask = mask_made_for = None
+        for encoder, rule in zip(self.encoders(), rules, strict=True):
+            queried = hidden_states[:, :1] if isinstance(rule, Extract) and rule.cls_only else hidden_states
+            if mask_made_for is not kept or queried is not hidden_states:
+                backend_mask = create_bidirectional_mask(
+                    config=self.config,
+                    inputs_embeds=queried,
+                    attention_mask=kept.mask,
+                    encoder_hidden_states=hidden_states,
+                )
+                mask_made_for = kept
+            # All positional: gradient checkpointing sees only these, and the hooks take hidden states from the first.
+            hidden_states, kept = encoder(hidden_states, backend_mask, kept, rule, **kwargs)
+            kept_positions.append(kept.positions)
+
+        weights = self.retention_weights
+        penalty = None
+        if self.config.active_retention_mode == "soft":
+            penalty = retention_penalty(retention_mass(weights[:-1] if cls_only else weights))
+        return PoWERModelOutput(
+            last_hidden_state=hidden_states,
+            kept_positions=tuple(kept_positions) if output_kept_positions else None,
+            retention_penalty=penalty,
+        )
+
+
+class RetentionModelMixin:
+    """What every PoWER model can do, with or without a head."""
+
+    config: RetentionConfig
+    # Upstream's loss ignores `num_items_in_batch`; the Trainer would still skip its own division by the accumulation.
+    accepts_loss_kwargs = False
+    _keep_in_fp32_modules_strict: Sequence[str] = ["retention_weights"]
+    # A stock checkpoint has none, and a hard model wants none.
+    _keys_to_ignore_on_load_missing: Sequence[str] = [r"retention_weights$"]
+    _keys_to_ignore_on_load_unexpected: Sequence[str] = [r"retention_weights$"]
+
+    def __init__(self, config: RetentionConfig, *args: Any, **kwargs: Any) -> None:
+        # `from_pretrained` sets fields one by one, after the configuration was checked.
+        config.validate_retention()
+        with init.no_init_weights():
+            super().__init__(config, *args, **kwargs)
+            self.replace_modules()
+        self.post_init()
+
+    def replace_modules(self) -> None:
+        """Put our subclasses in the place of those upstream modules that differ."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, RetentionEncoderMixin) and module.retention_weights is not None:
+            init.ones_(module.retention_weights)
+
+    @property
+    def retention_weights(self) -> nn.Parameter | None:
+        """`r` (L, R) in soft mode, else `None`."""
+        return self.base_model.encoder.retention_weights
+
+    def set_retention(
+        self, config: Sequence[int | float] | None, unit: str | None = None, length: int | None = None
+    ) -> None:
+        """Run with another retention configuration from now on, in hard mode, or with `None` as the stock model.
+
+        Args:
+            config: one entry per encoder, never increasing; `None` keeps all word-vectors.
+            unit: `"words"` or `"fraction"`; `None` leaves the unit as it is.
+            length: the retention length; `None` leaves it as it is.
+
+        Raises:
+            ValueError: for a configuration that cannot be run; the model stays as it was.
+        """
+        changes = {
+            "retention_config": config if config is None else list(config),
+            "retention_unit": self.config.retention_unit if unit is None else unit,
+            "retention_length": self.config.retention_length if length is None else length,
+            "retention_mode": None,
+        }
+        proposal = copy.copy(self.config)
+        vars(proposal).update(changes)
+        proposal.validate_retention()
+        for name, value in changes.items():
+            setattr(self.config, name, value)
+        self.base_model.encoder.register_parameter("retention_weights", None)
+
+
+class RetentionBaseModelMixin(RetentionModelMixin):
+    """The forward of both base models."""
+
+    def pool(self, hidden_states: Tensor) -> Tensor | None:
+        """The host's pooler on (B, K, D): (B, D), or `None` without one."""
+        raise NotImplementedError
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cls_only: bool = False,
+        output_kept_positions: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> PoWERModelOutput:
+        """`BertModel.forward` and `AlbertModel.forward` (transformers 5.23), less decoding, plus two arguments.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, T), nonzero where real.
+            token_type_ids: (B, T).
+            position_ids: (B, T).
+            inputs_embeds: (B, T, E), in place of `input_ids`.
+            cls_only: whether only [CLS] is read of the result, so that encoder L need compute no more (not in off mode).
+            output_kept_positions: whether to return which word-vectors leave each encoder.
+            kwargs: as upstream.
+
+        Raises:
+            ValueError: for neither or both of `input_ids` and `inputs_embeds`, or for a mask that is not (B, T).
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        embedded = self.embeddings(
+            input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids, inputs_embeds=inputs_embeds
+        )
+        outputs = self.encoder(embedded, attention_mask, cls_only, output_kept_positions, **kwargs)
+        outputs.pooler_output = self.pool(outputs.last_hidden_state)
+        return outputs
+
+
+class RetentionSequenceClassifierMixin(RetentionModelMixin):
+    """The forward of both classifiers."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_kept_positions: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> PoWERSequenceClassifierOutput:
+        """`BertForSequenceClassification.forward` (transformers 5.23), less the outputs that it drops.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, T), nonzero where real.
+            token_type_ids: (B, T).
+            position_ids: (B, T).
+            inputs_embeds: (B, T, E), in place of `input_ids`.
+            labels: (B,), or (B, labels) for several labels; the loss follows `config.problem_type` as upstream.
+            output_kept_positions: whether to return which word-vectors leave each encoder.
+            kwargs: as upstream.
+        """
+        outputs = self.base_model(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            cls_only=True,
+            output_kept_positions=output_kept_positions,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return PoWERSequenceClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            kept_positions=outputs.kept_positions,
+            retention_penalty=outputs.retention_penalty,
+        )

@@ -1,0 +1,354 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""PoWER-BERT: progressive word-vector elimination, as functions on tensors.
+
+Goyal et al., *PoWER-BERT: Accelerating BERT Inference via Progressive Word-vector Elimination*, ICML 2020
+(https://arxiv.org/abs/2001.08950). Between self-attention and feed-forward network of every encoder the word-vectors
+that receive little attention are dropped. This file is the whole method; it knows torch and nothing else.
+
+=====================  =========================  ============================================================
+paper                  here                       shape and meaning
+=====================  =========================  ============================================================
+`Sig(w)`               `significance`             (B, T) attention that each word-vector receives
+sort by `Sig`          `rank`                     (B, T) positions, most significant first
+Extract                `extract`                  (B, K) positions that stay, ascending
+Soft-extract           `soft_extract`             (B, T, D) word-vectors, each times the weight of its rank
+`r_j`                  `retention_weights`        (L, R) one learned weight in [0, 1] per encoder and rank
+`mass(j; r)`           `retention_mass`           (L,) how many word-vectors encoder j is worth
+`sum_j j * mass(j)`    `retention_penalty`        () the term that training adds, times lambda
+`l_j`                  `retention_config`         L counts, or L fractions of the input's own length
+=====================  =========================  ============================================================
+
+`B` batch, `T` word-vectors that enter an encoder, `K` that leave it, `H` heads, `D` hidden size, `L` encoders,
+`R` the retention length: the longest input of the training data. Masks are boolean, true where a word-vector is real.
+
+Where the paper and IBM's code (https://github.com/IBM/PoWER-BERT) leave room or differ, this file decides:
+
+* Padded rows do not vote in the significance (the code counts them): an answer must not depend on its batch.
+* [CLS], position 0, always takes rank 0 and stays, in Extract (as the code) and in Soft-extract (unlike the code).
+* Equal significance: the lower position first. Kept word-vectors stay in ascending order.
+* Counts round the mass up (paper), never below 1; the code rounds down.
+* The ranking has no gradient, in the paper, in the code and here.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args, overload
+
+import torch
+from torch import Tensor
+
+RetentionUnit = Literal["words", "fraction"]
+RetentionMode = Literal["off", "soft", "hard"]
+
+# Fractions are counted in integers of 2**-40, so that one formula is exact for Python integers, for tensors on any
+# device, and for the symbolic sizes of torch.export. In bf16 a plain ceil(f * n) is wrong for a third of all pairs.
+_ONE = 1 << 40
+# ceil(f * n) must not round up because a fraction such as 7/30 is not a binary number.
+_COUNT_SLACK = 1e-6
+_MASS_SLACK = 1e-4
+
+
+@torch.no_grad()
+def significance(query: Tensor, key: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """Attention that every word-vector receives from the other ones, summed over heads (paper, section 3.2).
+
+    Args:
+        query: (B, H, T, D/H).
+        key: (B, H, T, D/H).
+        mask: (B, T), true where a word-vector is real; `None` if all are. Others neither vote nor receive.
+        scale: factor on the scores before the softmax; `None` is one over the root of the head size.
+
+    Returns:
+        (B, T) in float32, without gradient. A word-vector's attention to itself is not counted.
+
+    Example:
+        With all-zero queries every row attends evenly: each of 4 word-vectors gets 1/4 from each of 3 others, per head.
+
+        >>> zeros = torch.zeros(1, 2, 4, 8)
+        >>> significance(zeros, zeros)
+        tensor([[1.5000, 1.5000, 1.5000, 1.5000]])
+        >>> significance(zeros, zeros, torch.tensor([[True, True, False, False]]))
+        tensor([[1., 1., 0., 0.]])
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = query @ key.transpose(-1, -2) * scale  # (B, H, T, T)
+    not_counted = torch.eye(query.shape[-2], dtype=torch.bool, device=query.device)
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min)
+        not_counted = not_counted | ~mask[:, :, None]
+    attention = scores.softmax(dim=-1, dtype=torch.float32).sum(dim=1)  # (B, T, T)
+    return attention.masked_fill(not_counted, 0.0).sum(dim=1)
+
+
+def rank(significance: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Positions of the word-vectors, the most significant first.
+
+    [CLS] (position 0) takes rank 0 whatever its significance or mask, word-vectors that are not real come last, and
+    equal significance goes to the lower position.
+
+    Args:
+        significance: (B, T), not negative.
+        mask: (B, T), true where a word-vector is real; `None` if all are.
+
+    Returns:
+        (B, T) integers: entry k of a row is the position whose rank is k.
+
+    Example:
+        >>> rank(torch.tensor([[0.1, 0.5, 0.9, 0.5]]))
+        tensor([[0, 2, 1, 3]])
+        >>> rank(torch.tensor([[0.1, 0.5, 0.9, 0.5]]), torch.tensor([[True, True, False, True]]))
+        tensor([[0, 1, 3, 2]])
+    """
+    if mask is not None:
+        significance = significance.masked_fill(~mask, -1.0)
+    cls_first = torch.full_like(significance[:, :1], torch.inf)
+    return torch.cat([cls_first, significance[:, 1:]], dim=1).sort(dim=1, descending=True, stable=True).indices
+
+
+def extract(order: Tensor, width: int, counts: Tensor | None = None) -> Tensor:
+    """Positions that Extract keeps, ascending, so that position 0 is still [CLS] (paper, section 3.2).
+
+    Args:
+        order: (B, T) from `rank`.
+        width: K, columns of the result: the largest number of word-vectors that an example keeps.
+        counts: (B,) how many each example keeps, at most `width`; `None` if all keep `width`.
+
+    Returns:
+        (B, K) integers. An example that keeps fewer has its positions in the first `counts` columns; what the
+        remaining columns hold is a position of it that is *not* kept, to be masked.
+
+    Example:
+        >>> extract(torch.tensor([[0, 3, 1, 2]]), 3)
+        tensor([[0, 1, 3]])
+        >>> extract(torch.tensor([[0, 3, 1, 2]]), 3, torch.tensor([2]))
+        tensor([[0, 3, 1]])
+    """
+    kept = order[:, :width]
+    if counts is None:
+        return kept.sort(dim=1).values
+    # A surplus position is sorted as if it lay one input further right.
+    surplus = torch.arange(width, device=order.device) >= counts[:, None]
+    return (kept + order.shape[1] * surplus).sort(dim=1).values % order.shape[1]
+
+
+def soft_extract(hidden_states: Tensor, order: Tensor, rank_weights: Tensor) -> Tensor:
+    """Multiply every word-vector by the weight of its rank (paper, section 3.3).
+
+    Args:
+        hidden_states: (B, T, D), after the attention's LayerNorm.
+        order: (B, T) from `rank`.
+        rank_weights: (B, T) from `soft_extract_weights`.
+
+    Returns:
+        (B, T, D). The gradient reaches `hidden_states` and `rank_weights`, not the ranking.
+
+    Example:
+        >>> vectors = torch.tensor([[[1.0], [10.0], [100.0]]])
+        >>> soft_extract(vectors, torch.tensor([[0, 2, 1]]), torch.tensor([[1.0, 0.5, 0.1]])).flatten()
+        tensor([ 1.,  1., 50.])
+    """
+    weights = torch.zeros_like(rank_weights).scatter(1, order, rank_weights)
+    return hidden_states * weights.to(hidden_states.dtype)[..., None]
+
+
+def soft_extract_weights(weights: Tensor, lengths: Tensor, width: int, unit: RetentionUnit) -> Tensor:
+    """Weight of every rank, for examples of given lengths.
+
+    In `"words"` rank k weighs `r_j[k]`, whatever the length (the paper). In `"fraction"` the R entries are stretched
+    over the example's n ranks: rank k weighs the mean of `r_j` between `k * R / n` and `(k + 1) * R / n`, so an
+    example's weights add up to the same share of its length as `r_j` of R. Rank 0, [CLS], weighs 1; so do the ranks
+    of padding, which nobody reads.
+
+    Args:
+        weights: (R,), one encoder's `r_j`.
+        lengths: (B,) integers, real word-vectors of each example, all at least 1.
+        width: T, columns of the result.
+        unit: `"words"` or `"fraction"`.
+
+    Returns:
+        (B, T), in the dtype of `weights`.
+
+    Example:
+        >>> r = torch.tensor([1.0, 1.0, 0.5, 0.1])
+        >>> soft_extract_weights(r, torch.tensor([2]), 3, "words")
+        tensor([[1., 1., 1.]])
+        >>> soft_extract_weights(r, torch.tensor([2]), 3, "fraction")
+        tensor([[1.0000, 0.3000, 1.0000]])
+    """
+    ranks = torch.arange(width, device=weights.device)[None, :]
+    lengths = lengths[:, None]
+    last = weights.shape[0] - 1
+    if unit == "words":
+        by_rank = weights[ranks.clamp(max=last)].expand(lengths.shape[0], -1)
+    else:
+        running = torch.cat([weights.new_zeros(1), weights.cumsum(0)])
+
+        def up_to(rank: Tensor) -> tuple[Tensor, Tensor]:
+            # Whole entries of `r_j` below rank * R / n, and the part of the entry that it falls into. Integers keep
+            # the boundary exact, and the two apart keep a full `r_j` at weights of exactly 1.
+            boundary = rank.clamp(max=lengths) * weights.shape[0]
+            entry = boundary // lengths
+            return running[entry], weights[entry.clamp(max=last)] * (boundary % lengths) / lengths
+
+        (whole, part), (next_whole, next_part) = up_to(ranks), up_to(ranks + 1)
+        by_rank = (next_whole - whole + next_part - part) * lengths / weights.shape[0]
+    return by_rank.where((ranks > 0) & (ranks < lengths), 1.0)
+
+
+@overload
+def retention_count(entry: float, length: int, unit: RetentionUnit) -> int: ...
+@overload
+def retention_count(entry: float, length: Tensor, unit: RetentionUnit) -> Tensor: ...
+def retention_count(entry: float, length: int | Tensor, unit: RetentionUnit) -> int | Tensor:
+    """How many of `length` word-vectors an encoder keeps: the one function behind every count.
+
+    Args:
+        entry: the encoder's entry of the retention configuration.
+        length: real word-vectors of the *original* input, at least 1; an integer, a symbolic one, or an integer tensor.
+        unit: `"words"` keeps `min(length, entry)`, `"fraction"` keeps `max(1, ceil(entry * length - 1e-6))`.
+
+    Returns:
+        The count, of the type of `length`.
+
+    Example:
+        >>> retention_count(8, 12, "words"), retention_count(0.25, 9, "fraction"), retention_count(7 / 30, 30, "fraction")
+        (8, 3, 7)
+        >>> retention_count(0.5, torch.tensor([1, 4, 5]), "fraction")
+        tensor([1, 2, 3])
+    """
+    if unit == "words":
+        wanted: int | Tensor = int(entry)
+    else:
+        wanted = (round(entry * _ONE) * length + (_ONE - 1 - round(_COUNT_SLACK * _ONE))) // _ONE
+    if isinstance(length, Tensor):
+        return length.clamp(max=wanted) if isinstance(wanted, int) else wanted.clamp(min=1)
+    return torch.sym_min(length, torch.sym_max(wanted, 1))
+
+
+def retention_mass(retention_weights: Tensor) -> Tensor:
+    """Word-vectors' worth of every encoder: `mass(j) = sum_k r_j[k]` (paper, section 3.3).
+
+    Args:
+        retention_weights: (L, R).
+
+    Returns:
+        (L,).
+
+    Example:
+        >>> retention_mass(torch.tensor([[1.0, 1.0, 0.5], [1.0, 0.25, 0.0]]))
+        tensor([2.5000, 1.2500])
+    """
+    return retention_weights.sum(dim=-1)
+
+
+def retention_penalty(mass: Tensor) -> Tensor:
+    """The term that training adds to the task's loss, times lambda: `sum_j j * mass(j)` (paper, section 3.3).
+
+    Args:
+        mass: (L,) from `retention_mass`, or its first encoders; j counts from 1.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> retention_penalty(torch.tensor([2.5, 1.25]))
+        tensor(5.)
+    """
+    return (mass * torch.arange(1, mass.shape[0] + 1, device=mass.device)).sum()
+
+
+@torch.no_grad()
+def clamp_retention_weights(retention_weights: Tensor) -> None:
+    """Bring the weights back to [0, 1], in place; [CLS]'s column, which no loss but the penalty moves, back to 1.
+
+    Args:
+        retention_weights: (L, R), after an optimizer step.
+
+    Example:
+        >>> r = torch.tensor([[0.9, 1.2, -0.1]])
+        >>> clamp_retention_weights(r)
+        >>> r
+        tensor([[1., 1., 0.]])
+    """
+    retention_weights.clamp_(0.0, 1.0)
+    retention_weights[:, 0] = 1.0
+
+
+def retention_config_from_mass(mass: Sequence[float], unit: RetentionUnit, length: int) -> list[int] | list[float]:
+    """The configuration that masses stand for: `l_j = ceil(mass(j))`, at least 1, never increasing with j.
+
+    Args:
+        mass: L masses.
+        unit: `"words"` returns the counts, `"fraction"` the counts divided by `length`.
+        length: R, the retention length.
+
+    Returns:
+        L entries.
+
+    Example:
+        >>> retention_config_from_mass([6.2, 3.00001, 3.4, 0.0], "words", 8)
+        [7, 3, 3, 1]
+        >>> retention_config_from_mass([6.2, 3.00001, 3.4, 0.0], "fraction", 8)
+        [0.875, 0.375, 0.375, 0.125]
+    """
+    counts: list[int] = []
+    for encoder_mass in mass:
+        count = max(1, math.ceil(encoder_mass - _MASS_SLACK))
+        counts.append(min([count, *counts[-1:]]))
+    return counts if unit == "words" else [count / length for count in counts]
+
+
+def check_retention_config(
+    config: Sequence[int | float] | None, num_encoders: int, unit: str, max_length: int | None = None
+) -> None:
+    """Refuse a retention configuration that cannot be run.
+
+    Args:
+        config: one entry per encoder, or `None`, which is accepted.
+        num_encoders: L.
+        unit: the unit of the entries.
+        max_length: the longest input of the model, which no count may exceed; `None` does not check it.
+
+    Raises:
+        ValueError: with the rule, the value received and the remedy.
+
+    Example:
+        >>> check_retention_config([8, 4], 2, "words")
+        >>> check_retention_config([4, 8], 2, "words")
+        Traceback (most recent call last):
+        ...
+        ValueError: `retention_config` must not increase, got 8 for encoder 2 after 4 for encoder 1; sort it.
+    """
+    if unit not in get_args(RetentionUnit):
+        raise ValueError(f"`retention_unit` must be one of {', '.join(get_args(RetentionUnit))}, got {unit!r}.")
+    if config is None:
+        return
+    if isinstance(config, str) or not isinstance(config, Sequence):
+        raise ValueError(f"`retention_config` must be a list with one entry per encoder, got {config!r}.")
+    if len(config) != num_encoders:
+        raise ValueError(
+            f"`retention_config` must have one entry per encoder ({num_encoders}), got {len(config)}: {list(config)}."
+        )
+    for encoder, entry in enumerate(config, start=1):
+        if unit == "words":
+            if type(entry) is not int or entry < 1:
+                raise ValueError(
+                    f"`retention_config` in words must hold integers of at least 1, got {entry!r} for encoder "
+                    f'{encoder}; use `retention_unit="fraction"` for shares of the input.'
+                )
+            if max_length is not None and entry > max_length:
+                raise ValueError(
+                    f"`retention_config` must not exceed the model's longest input ({max_length}), got {entry} for "
+                    f"encoder {encoder}; lower it."
+                )
+        elif type(entry) not in (int, float) or not 0 < entry <= 1:
+            raise ValueError(
+                f"`retention_config` in fractions must hold numbers above 0 and at most 1, got {entry!r} for encoder "
+                f'{encoder}; use `retention_unit="words"` for counts.'
+            )
+        if encoder > 1 and entry > config[encoder - 2]:
+            raise ValueError(
+                f"`retention_config` must not increase, got {entry} for encoder {encoder} after "
+                f"{config[encoder - 2]} for encoder {encoder - 1}; sort it."
+            )
