@@ -8,12 +8,14 @@ forward from the configuration, so a model keeps no state between calls and ALBE
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
@@ -407,7 +409,20 @@ class RetentionBaseModelMixin(RetentionModelMixin):
 
 
 class RetentionSequenceClassifierMixin(RetentionModelMixin):
-    """The forward of both classifiers."""
+    """The forward of both classifiers, and the way back to upstream's."""
+
+    upstream_class: type[PreTrainedModel]
+
+    def to_stock(self) -> PreTrainedModel:
+        """A copy as upstream's class: the same weights, nothing eliminated, nothing of this package left."""
+        ours = {field.name for field in dataclasses.fields(RetentionConfig)}
+        ours -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
+        fields = {name: value for name, value in self.config.to_dict().items() if name not in {*ours, "model_type"}}
+        with init.no_init_weights():
+            stock = self.upstream_class(self.upstream_class.config_class(**fields))
+        weights = {name: value for name, value in self.state_dict().items() if not name.endswith("retention_weights")}
+        stock.load_state_dict(weights)
+        return stock.to(self.device, self.dtype).train(self.training)
 
     @can_return_tuple
     def forward(

@@ -1,0 +1,258 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The command `powerbert`: parse, call the library, print."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+
+# Arguments of a training that the recipe sets in place of upstream's defaults.
+_TRAINING_DEFAULTS: dict[str, Any] = {
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 32,
+    "learning_rate": 3e-5,
+    "warmup_steps": 0.1,
+    "train_sampling_strategy": "group_by_length",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "logging_steps": 20,
+}
+
+
+@dataclass
+class DataArguments:
+    """Which data: a data set by name, or files."""
+
+    dataset: str | None = field(default=None, metadata={"help": "Hub id, or a folder, of a data set."})
+    subset: str | None = field(default=None, metadata={"help": "Configuration of the data set, such as mrpc of GLUE."})
+    task: str | None = field(
+        default=None,
+        metadata={"help": "cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli or imdb; found by itself from names."},
+    )
+    train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json, jsonl, parquet or arrow."})
+    eval_file: str | None = field(default=None, metadata={"help": "The same; only reported, nothing is chosen by it."})
+    text_columns: list[str] | None = field(default=None, metadata={"help": "One column, or two for pairs."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the labels."})
+    max_length: int | None = field(default=None, metadata={"help": "Truncate inputs to this many word-pieces."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Draw this many training rows."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Draw this many rows to report on."})
+
+
+@dataclass
+class RecipeArguments:
+    """What to make faster, and how."""
+
+    model: str = field(metadata={"help": "Hub id, or a folder, of a BERT or ALBERT checkpoint."})
+    retention_unit: str = field(
+        default="fraction",
+        metadata={"help": "What a count means: a share of an input's length, or words.", "choices": ["fraction", "words"]},
+    )
+    fine_tuned: bool = field(default=False, metadata={"help": "The model is fine-tuned already: begin with the search."})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, or 2 for input that it cannot use."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    commands = {"train": _train, "evaluate": _evaluate, "demo": _demo}
+    parser = argparse.ArgumentParser(
+        prog="powerbert",
+        description="Your own BERT or ALBERT classifier, on fewer word-vectors.",
+        epilog="`powerbert COMMAND --help` lists the options of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"powerbert {__version__}")
+    parser.add_argument(
+        "command",
+        choices=commands,
+        help="train: fine-tune, search the configuration, re-train; evaluate: measure a model; "
+        "demo: train on a small generated task",
+    )
+    known = parser.parse_args(argv[:1])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("powerbert_hf").setLevel(logging.INFO)
+    try:
+        commands[known.command](argv[1:])
+    except (ValueError, OSError) as error:
+        print(f"powerbert {known.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _train(argv: list[str]) -> None:
+    from .trainer import PoWERTrainingArguments
+
+    recipe_args, data_args, args = _parse(
+        "train", argv, [RecipeArguments, DataArguments, PoWERTrainingArguments], require_output=True
+    )
+    typed = {"model": asdict(recipe_args), "data": asdict(data_args), "training": _settings(args)}
+    run_training(recipe_args, data_args, args, ["powerbert", "train", *argv], typed)
+
+
+def run_training(recipe_args: RecipeArguments, data_args: DataArguments, args: Any, argv: list[str], typed: dict) -> None:
+    """`powerbert train`, with arguments that have been parsed.
+
+    Args:
+        recipe_args: the model, and what to do with it.
+        data_args: the data.
+        args: `PoWERTrainingArguments`.
+        argv: what was typed.
+        typed: what it came to; an interrupted run goes on only with the same.
+
+    Raises:
+        ValueError: for input that cannot be used, before anything is trained.
+    """
+    from .recipe import run_recipe
+    from .report import format_report
+
+    _claim_folder(Path(args.output_dir), argv, typed)
+    data = _load_data(data_args, recipe_args.model, args.seed)
+    result = run_recipe(
+        recipe_args.model,
+        data,
+        args,
+        unit=recipe_args.retention_unit,  # type: ignore[arg-type]
+        fine_tuned=recipe_args.fine_tuned,
+        say=_say,
+    )
+    _say(f"\n{format_report(result.report)}\nfinal model                {result.model_dir}")
+
+
+def _evaluate(argv: list[str]) -> None:
+    import torch
+
+    from .cost import predicted_speedup, share_kept
+    from .recipe import evaluate_model, load_classifier
+    from .trainer import PoWERTrainingArguments
+
+    # The model is the one positional argument; everything else has a name.
+    model, argv = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
+    if model is not None:
+        argv = ["--model", model, *argv]
+    recipe_args, data_args, args = _parse("evaluate", argv, [RecipeArguments, DataArguments, PoWERTrainingArguments])
+    if data_args.dataset is None and data_args.train_file is None:
+        # Files to measure on need no training split.
+        data_args.train_file = data_args.eval_file
+    classifier = load_classifier(recipe_args.model)
+    data = _load_data(data_args, recipe_args.model, args.seed)
+    lengths = torch.tensor(data.eval["length"])
+    kept = share_kept(classifier.config, lengths)
+    result = {
+        **evaluate_model(classifier, data, args),
+        "rows": len(data.eval),
+        "mean_length": lengths.double().mean().item(),
+        "word_vectors_kept": sum(kept) / len(kept),
+        "predicted_speedup": predicted_speedup(classifier.config, lengths),
+    }
+    _say(json.dumps(result, indent=2))
+
+
+def _demo(argv: list[str]) -> None:
+    from .demo import make_demo
+    from .trainer import PoWERTrainingArguments
+
+    parser = argparse.ArgumentParser(prog="powerbert demo", description="All three steps on a small generated task.")
+    parser.add_argument("--output-dir", default="runs/demo", help="default: runs/demo")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    folder = Path(options.output_dir)
+    inputs = make_demo(folder.with_name(f"{folder.name}-inputs"), options.seed)
+    training = [f"--output-dir={folder}", f"--seed={options.seed}", *inputs]
+    _say(f"powerbert train {' '.join(training)}")
+    _train(training)
+
+
+def _parse(command: str, argv: list[str], kinds: list[type], require_output: bool = False) -> tuple[Any, ...]:
+    """Parse options named as upstream names them, with dashes or underscores; a known task brings its defaults."""
+    import torch
+    from transformers import HfArgumentParser
+
+    from .tasks import TASKS, infer_task
+
+    first = HfArgumentParser(DataArguments, prog=f"powerbert {command}", add_help=False, allow_abbrev=False)
+    data_args, _ = first.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    task = data_args.task or infer_task(data_args.dataset, data_args.subset)
+    if task is not None and task not in TASKS:
+        raise ValueError(f"`--task` must be one of {', '.join(TASKS)}, got {task!r}; leave it out for your own data.")
+    parser = HfArgumentParser(kinds, prog=f"powerbert {command}", allow_abbrev=False)
+    defaults = {**_TRAINING_DEFAULTS, **(TASKS[task].hyperparameters if task else {})}
+    # Pinned memory speeds up copies to an accelerator; without one torch only warns.
+    parser.set_defaults(**defaults, task=task, dataloader_pin_memory=torch.accelerator.is_available())
+    if require_output:
+        parser.set_defaults(output_dir=None)
+    parsed = parser.parse_args_into_dataclasses(argv)
+    if require_output and parsed[-1].output_dir in (None, "trainer_output"):
+        raise ValueError("`--output-dir` must be given: it takes the three models and the report.")
+    return parsed
+
+
+def _settings(args: Any) -> dict[str, Any]:
+    """The arguments of a training that make two runs differ."""
+    from .trainer import PoWERTrainingArguments
+
+    plain = PoWERTrainingArguments(output_dir=args.output_dir).to_dict()
+    volatile = {"output_dir", "logging_dir", "run_name", "hub_token", "push_to_hub_token", "disable_tqdm"}
+    return {name: value for name, value in args.to_dict().items() if name not in volatile and plain[name] != value}
+
+
+def _load_data(data_args: DataArguments, model: str, seed: int) -> Any:
+    from transformers import AutoTokenizer
+
+    from .tasks import TASKS, load_splits, prepare_data
+
+    task = TASKS[data_args.task] if data_args.task else None
+    train, held_out = load_splits(
+        data_args.dataset, data_args.subset, data_args.train_file, data_args.eval_file, task
+    )
+    columns = [name for part in data_args.text_columns or [] for name in part.split(",")] or None
+    source = {name: getattr(data_args, name) for name in ("dataset", "subset", "task", "train_file", "eval_file")}
+    return prepare_data(
+        train,
+        held_out,
+        AutoTokenizer.from_pretrained(model),
+        task,
+        columns,
+        data_args.label_column,
+        data_args.max_length,
+        data_args.max_train_samples,
+        data_args.max_eval_samples,
+        seed,
+        source,
+    )
+
+
+def _claim_folder(folder: Path, argv: list[str], typed: dict[str, Any]) -> None:
+    """Write down what was typed, or make sure that the folder belongs to the same command.
+
+    Raises:
+        ValueError: where the folder holds something else.
+    """
+    record = folder / "command.json"
+    if record.is_file():
+        earlier = json.loads(record.read_text(encoding="utf-8"))
+        if earlier["arguments"] != json.loads(json.dumps(typed)):
+            raise ValueError(
+                f"{folder} holds the run of another command ({' '.join(earlier['typed'])}); choose another "
+                "`--output-dir`, or remove it."
+            )
+        _say(f"going on with the run in {folder}")
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something else; choose another `--output-dir`, or empty it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"typed": argv, "arguments": typed, "version": __version__}
+    record.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

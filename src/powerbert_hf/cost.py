@@ -1,0 +1,104 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a configuration costs on inputs of given lengths: multiply-accumulates, and the speed-up they predict.
+
+Counted are the matrix products of the encoders. With `c` word-vectors in, `q` queries and `k` word-vectors out, one
+encoder takes `2cD^2 + qD^2 + 2cqD + k(D^2 + 2DF)`: keys and values, queries, scores and context, output projection and
+feed-forward network. Embeddings, pooler, classifier, softmax and the significance are not counted.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .retention import retention_count
+
+
+def received_and_kept(config: Any, lengths: Tensor, cls_only: bool = True) -> tuple[Tensor, Tensor]:
+    """Word-vectors that enter and leave every encoder.
+
+    Args:
+        config: a PoWER configuration; all is retained if it is off.
+        lengths: (B,) integers, real word-vectors of each input.
+        cls_only: whether the model has a classification head.
+
+    Returns:
+        Two (L, B) integer tensors.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> config = SimpleNamespace(active_retention_mode="hard", num_encoders=3, retention_config=[0.5, 0.25, 0.1],
+        ...                          retention_unit="fraction")
+        >>> [counts.flatten().tolist() for counts in received_and_kept(config, torch.tensor([8]))]
+        [[8, 4, 2], [4, 2, 1]]
+    """
+    kept = [lengths] * config.num_encoders
+    if config.active_retention_mode != "off":
+        if config.active_retention_mode == "hard":
+            kept = [retention_count(entry, lengths, config.retention_unit) for entry in config.retention_config]
+        if cls_only:
+            kept[-1] = torch.ones_like(lengths)
+    return torch.stack([lengths, *kept[:-1]]), torch.stack(kept)
+
+
+def multiply_accumulates(config: Any, lengths: Tensor, cls_only: bool = True) -> Tensor:
+    """Multiply-accumulates of the encoders, per input.
+
+    Args:
+        config: a PoWER configuration; the stock model's cost if it is off.
+        lengths: (B,) integers, real word-vectors of each input.
+        cls_only: whether the model has a classification head.
+
+    Returns:
+        (B,) integers.
+
+    Example:
+        One encoder of a stock model, D = 2 and F = 4, on 3 word-vectors: 3 * (4 * 4 + 2 * 3 * 2 + 2 * 2 * 4).
+
+        >>> from types import SimpleNamespace
+        >>> config = SimpleNamespace(active_retention_mode="off", num_encoders=1, hidden_size=2, intermediate_size=4)
+        >>> multiply_accumulates(config, torch.tensor([3])).item()
+        132
+    """
+    received, kept = received_and_kept(config, lengths, cls_only)
+    queried = received.clone()
+    if cls_only and config.active_retention_mode != "off":
+        queried[-1] = 1
+    return _of_one_encoder(config, received, queried, kept).sum(dim=0)
+
+
+def _of_one_encoder(config: Any, received: Tensor, queried: Tensor, kept: Tensor) -> Tensor:
+    hidden, forward = config.hidden_size, config.intermediate_size
+    projections = (2 * received + queried + kept) * hidden**2
+    return projections + 2 * received * queried * hidden + 2 * kept * hidden * forward
+
+
+def predicted_speedup(config: Any, lengths: Tensor, cls_only: bool = True) -> float:
+    """How many times fewer multiply-accumulates than the stock model, on unpadded inputs of these lengths.
+
+    Args:
+        config: a PoWER configuration.
+        lengths: (B,) integers, real word-vectors of each input.
+        cls_only: whether the model has a classification head.
+
+    Returns:
+        The stock model's multiply-accumulates over this configuration's, at least 1.
+    """
+    stock = config.num_encoders * _of_one_encoder(config, lengths, lengths, lengths)
+    return (stock.sum() / multiply_accumulates(config, lengths, cls_only).sum()).item()
+
+
+def share_kept(config: Any, lengths: Tensor, cls_only: bool = True) -> list[float]:
+    """The share of all real word-vectors of these inputs that leaves each encoder.
+
+    Args:
+        config: a PoWER configuration.
+        lengths: (B,) integers, real word-vectors of each input.
+        cls_only: whether the model has a classification head.
+
+    Returns:
+        L numbers in (0, 1].
+    """
+    _, kept = received_and_kept(config, lengths, cls_only)
+    return (kept.sum(dim=1) / lengths.sum()).tolist()

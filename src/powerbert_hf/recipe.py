@@ -1,0 +1,333 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The three steps of the paper (section 3.3): fine-tune, search the configuration, re-train.
+
+Each step is a function of a model and data. `run_recipe` chains them in a folder, skips what an earlier run finished
+and goes on from the last checkpoint where one was interrupted.
+"""
+
+import copy
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, DataCollatorWithPadding, PreTrainedModel, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from .benchmark import hardware, measure_speedup, sorted_batches
+from .cost import predicted_speedup, share_kept
+from .modeling_poweralbert import PoWERAlbertForSequenceClassification
+from .modeling_powerbert import PoWERBertForSequenceClassification
+from .retention import RetentionUnit, retention_config_from_mass, retention_mass
+from .tasks import TaskData
+from .trainer import PoWERTrainer, PoWERTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+_CLASSIFIERS: dict[str, type[PreTrainedModel]] = {
+    "bert": PoWERBertForSequenceClassification,
+    "powerbert": PoWERBertForSequenceClassification,
+    "albert": PoWERAlbertForSequenceClassification,
+    "poweralbert": PoWERAlbertForSequenceClassification,
+}
+# Texts that a measured speed-up is taken on, drawn evenly over the lengths of the reported split.
+_TIMED_INPUTS = 1024
+
+
+@dataclass(frozen=True)
+class TrainedStep:
+    """What one step leaves behind.
+
+    Args:
+        model: the trained model, in evaluation mode.
+        metrics: on the reported split, by name.
+        history: the `Trainer`'s logs.
+        masses: L masses, of the search only.
+    """
+
+    model: PreTrainedModel
+    metrics: dict[str, float]
+    history: list[dict[str, float]]
+    masses: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class RecipeResult:
+    """What a recipe leaves behind.
+
+    Args:
+        model_dir: the folder of the final model.
+        report: the content of `report.json`.
+    """
+
+    model_dir: Path
+    report: dict[str, Any]
+
+
+def load_classifier(model: str | Path | PreTrainedModel, **fields: Any) -> PreTrainedModel:
+    """A classifier of this package, with some fields of its configuration set.
+
+    Args:
+        model: a Hub id or folder of a BERT or ALBERT checkpoint, stock or ours, or a model of this package.
+        fields: of the configuration; with a Hub id or folder, arguments of `from_pretrained` too.
+
+    Raises:
+        ValueError: for any other architecture, or for fields that contradict it.
+    """
+    if isinstance(model, PreTrainedModel):
+        config = copy.deepcopy(model.config)
+        vars(config).update(fields)
+        loaded = type(model)(config)
+        # Only the retention weights can be missing or left over.
+        loaded.load_state_dict(model.state_dict(), strict=False)
+        return loaded
+    model_type = AutoConfig.from_pretrained(model).model_type
+    if model_type not in _CLASSIFIERS:
+        raise ValueError(f"Only BERT and ALBERT models can be made faster here, got {model_type!r} from {model}.")
+    return _CLASSIFIERS[model_type].from_pretrained(model, dtype=torch.float32, **fields)
+
+
+def fine_tune(model: str | Path | PreTrainedModel, data: TaskData, args: PoWERTrainingArguments) -> TrainedStep:
+    """Step 1: train the model on the task, with all word-vectors.
+
+    Args:
+        model: a pre-trained checkpoint, see `load_classifier`.
+        data: from `tasks.prepare_data`.
+        args: of the training; `output_dir` takes the checkpoints.
+
+    Raises:
+        ValueError: for an architecture that is neither BERT nor ALBERT.
+    """
+    # A new head's first weights follow from the seed too.
+    set_seed(args.seed)
+    fields: dict[str, Any] = {"retention_config": None, "retention_mode": None, **data.label_fields}
+    if not isinstance(model, PreTrainedModel):
+        # A head for another number of labels is replaced by a new one.
+        fields["ignore_mismatched_sizes"] = True
+    return _train(load_classifier(model, **fields), data, args)
+
+
+def search_configuration(
+    model: str | Path | PreTrainedModel, data: TaskData, args: PoWERTrainingArguments, unit: RetentionUnit = "fraction"
+) -> TrainedStep:
+    """Step 2: train the fine-tuned model with Soft-extract, and read the configuration off the masses.
+
+    Args:
+        model: from step 1.
+        data: from `tasks.prepare_data`.
+        args: of the training, with `retention_lambda` and `retention_learning_rate`.
+        unit: of the configuration: `"fraction"` of an example's own length, or `"words"` as in the paper.
+
+    Returns:
+        The model with the configuration set, not re-trained to it yet; metrics are those of that model.
+    """
+    length = data.retention_length
+    soft = load_classifier(
+        model, retention_config=None, retention_mode="soft", retention_unit=unit, retention_length=length
+    )
+    trainer = _trainer(soft, data, args)
+    _run(trainer)
+    masses = retention_mass(soft.retention_weights.detach().double().cpu()).tolist()
+    # Encoder L hands on [CLS] alone, whatever was learned there.
+    soft.set_retention(retention_config_from_mass([*masses[:-1], 1.0], unit, length), unit=unit, length=length)
+    return TrainedStep(soft.eval(), evaluate_model(soft, data, args), trainer.state.log_history, masses)
+
+
+def retrain(model: str | Path | PreTrainedModel, data: TaskData, args: PoWERTrainingArguments) -> TrainedStep:
+    """Step 3: train on with the configuration, word-vectors removed.
+
+    Args:
+        model: from step 2.
+        data: from `tasks.prepare_data`.
+        args: of the training.
+
+    Raises:
+        ValueError: for a model without a configuration.
+    """
+    return _train(load_classifier(model, retention_mode="hard"), data, args)
+
+
+def evaluate_model(model: PreTrainedModel, data: TaskData, args: PoWERTrainingArguments) -> dict[str, float]:
+    """All metrics of a model on the reported split.
+
+    Args:
+        model: a classifier.
+        data: from `tasks.prepare_data`.
+        args: batch size and device.
+    """
+    metrics = _trainer(model, data, args).evaluate()
+    return {
+        name: float(metrics[f"eval_{name}"])
+        for name in ("loss", "accuracy", "f1", "matthews_correlation", "spearmanr", "pearson")
+        if f"eval_{name}" in metrics
+    }
+
+
+def _trainer(model: PreTrainedModel, data: TaskData, args: PoWERTrainingArguments) -> PoWERTrainer:
+    return PoWERTrainer(
+        model=model,
+        args=args,
+        train_dataset=data.train,
+        eval_dataset=data.eval,
+        processing_class=data.tokenizer,
+        data_collator=DataCollatorWithPadding(data.tokenizer),
+        compute_metrics=data.compute_metrics,
+    )
+
+
+def _run(trainer: PoWERTrainer) -> None:
+    folder = trainer.args.output_dir
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if Path(folder).is_dir() else None)
+
+
+def _train(model: PreTrainedModel, data: TaskData, args: PoWERTrainingArguments) -> TrainedStep:
+    trainer = _trainer(model, data, args)
+    _run(trainer)
+    # Saved as `None`, the mode follows from the configuration wherever the model is loaded.
+    model.config.retention_mode = None
+    return TrainedStep(model.eval(), evaluate_model(model, data, args), trainer.state.log_history)
+
+
+def run_recipe(
+    model: str,
+    data: TaskData,
+    args: PoWERTrainingArguments,
+    unit: RetentionUnit = "fraction",
+    fine_tuned: bool = False,
+    say: Callable[[str], None] = logger.info,
+) -> RecipeResult:
+    """All three steps, in `args.output_dir`.
+
+    The folder gets `fine_tuned/`, `searched/` and `final/`, each a model with its tokenizer and its `step.json`
+    (metrics, logs, masses), and `report.json`. A step whose folder is there is not run again.
+
+    Args:
+        model: a Hub id or folder of a BERT or ALBERT checkpoint.
+        data: from `tasks.prepare_data`.
+        args: of all three trainings.
+        unit: of the retention configuration.
+        fine_tuned: `model` has been trained on the task already: step 1 only measures it.
+        say: told what is going on, a line at a time.
+
+    Raises:
+        ValueError: for a model or a configuration that cannot be run.
+    """
+    root = Path(args.output_dir)
+
+    def step(name: str, train: Callable[[PoWERTrainingArguments], TrainedStep]) -> dict[str, Any]:
+        folder, checkpoints = root / name, root / "checkpoints" / name
+        if not folder.is_dir():
+            say(f"{name}: training")
+            step_args = copy.copy(args)
+            step_args.output_dir = str(checkpoints)
+            _save_step(train(step_args), data, folder)
+            shutil.rmtree(root / "checkpoints", ignore_errors=True)
+        record = json.loads((folder / "step.json").read_text(encoding="utf-8"))
+        say(f"{name}: {data.metric} {record['metrics'][data.metric]:.4f}")
+        return record
+
+    def first(step_args: PoWERTrainingArguments) -> TrainedStep:
+        if not fine_tuned:
+            return fine_tune(model, data, step_args)
+        stock = load_classifier(model, retention_config=None, retention_mode=None)
+        _check_labels(stock.config, data)
+        return TrainedStep(stock.eval(), evaluate_model(stock, data, step_args), [])
+
+    base = step("fine_tuned", first)
+    searched = step("searched", lambda args: search_configuration(root / "fine_tuned", data, args, unit))
+    final = step("final", lambda args: retrain(root / "searched", data, args))
+
+    say("measuring speed")
+    ours = load_classifier(root / "final")
+    report = {
+        "model": model,
+        "data": data.source,
+        "metric": data.metric,
+        "base": base["metrics"][data.metric],
+        "final": final["metrics"][data.metric],
+        "before_retraining": searched["metrics"][data.metric],
+        "metrics": {name: record["metrics"] for name, record in (("base", base), ("final", final))},
+        "retention_config": ours.config.retention_config,
+        "retention_unit": ours.config.retention_unit,
+        "retention_length": ours.config.retention_length,
+        "masses": searched["masses"],
+        **measure(ours, data, args.per_device_eval_batch_size),
+        "training": {
+            name: getattr(args, name)
+            for name in (
+                "num_train_epochs",
+                "max_steps",
+                "per_device_train_batch_size",
+                "gradient_accumulation_steps",
+                "learning_rate",
+                "retention_learning_rate",
+                "retention_lambda",
+                "bf16",
+                "seed",
+            )
+        },
+        "hardware": hardware(),
+    }
+    _write_json(root / "report.json", report)
+    return RecipeResult(root / "final", report)
+
+
+def measure(ours: PreTrainedModel, data: TaskData, batch_size: int) -> dict[str, Any]:
+    """What the final model saves on the reported split: by arithmetic on all of it, by the clock on a sample.
+
+    Args:
+        ours: a classifier in hard mode.
+        data: from `tasks.prepare_data`.
+        batch_size: texts in a batch.
+
+    Returns:
+        `predicted_speedup`, `measured_speedup`, the share of word-vectors kept by encoder, and how it was measured.
+    """
+    lengths: Tensor = torch.tensor(data.eval["length"])
+    columns = [name for name in data.tokenizer.model_input_names if name in data.eval.column_names]
+    # `data.eval` is sorted by length, so every n-th row has its distribution.
+    rows = range(0, len(data.eval), -(-len(data.eval) // _TIMED_INPUTS))
+    features = data.eval.select(rows).select_columns(columns).to_list()
+    batches = sorted_batches(features, DataCollatorWithPadding(data.tokenizer), batch_size)
+    ours = ours.to("cuda" if torch.cuda.is_available() else "cpu")
+    timed = measure_speedup(ours, ours.to_stock(), [batch.to(ours.device) for batch in batches])
+    return {
+        "predicted_speedup": predicted_speedup(ours.config, lengths),
+        "measured_speedup": timed.measured,
+        "word_vectors_kept": share_kept(ours.config, lengths),
+        "mean_length": lengths.double().mean().item(),
+        "timing": timed.to_dict(),
+    }
+
+
+def _check_labels(config: Any, data: TaskData) -> None:
+    """A model that is taken as it is must mean by its label numbers what the data means."""
+    theirs = [str(config.id2label[number]).lower() for number in range(config.num_labels)]
+    wanted = [str(name).lower() for name in data.label_fields["id2label"].values()]
+    if len(theirs) != len(wanted) or (theirs != wanted and set(theirs) == set(wanted)):
+        raise ValueError(
+            f"A fine-tuned model must have the data's labels in the data's order ({', '.join(wanted)}), got "
+            f"{', '.join(theirs)}; leave out `--fine-tuned` to train a head for them."
+        )
+
+
+def _save_step(step: TrainedStep, data: TaskData, folder: Path) -> None:
+    """Save under another name first: a folder with its final name is complete."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    step.model.save_pretrained(partial)
+    data.tokenizer.save_pretrained(partial)
+    _write_json(partial / "step.json", {"metrics": step.metrics, "masses": step.masses, "history": step.history})
+    partial.rename(folder)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
