@@ -186,8 +186,9 @@ def _parse(command: str, argv: list[str], kinds: list[type], require_output: boo
         raise ValueError(f"`--task` must be one of {', '.join(TASKS)}, got {task!r}; leave it out for your own data.")
     parser = HfArgumentParser(kinds, prog=f"powerbert {command}", allow_abbrev=False)
     defaults = {**_TRAINING_DEFAULTS, **(TASKS[task].hyperparameters if task else {})}
-    # Pinned memory speeds up copies to an accelerator; without one torch only warns.
-    parser.set_defaults(**defaults, task=task, dataloader_pin_memory=torch.accelerator.is_available())
+    # Upstream wants both to be said on a machine without an accelerator: the one for `--bf16`, the other not to warn.
+    accelerated = torch.accelerator.is_available()
+    parser.set_defaults(**defaults, task=task, use_cpu=not accelerated, dataloader_pin_memory=accelerated)
     if require_output:
         parser.set_defaults(output_dir=None)
     parsed = parser.parse_args_into_dataclasses(argv)

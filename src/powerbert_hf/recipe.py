@@ -161,7 +161,8 @@ def evaluate_model(model: PreTrainedModel, data: TaskData, args: PoWERTrainingAr
         data: from `tasks.prepare_data`.
         args: batch size and device.
     """
-    metrics = _trainer(model, data, args).evaluate()
+    # `evaluate` would log, and `powerbert evaluate` prints nothing but its result.
+    metrics = _trainer(model, data, args).predict(data.eval, metric_key_prefix="eval").metrics
     return {
         name: float(metrics[f"eval_{name}"])
         for name in ("loss", "accuracy", "f1", "matthews_correlation", "spearmanr", "pearson")

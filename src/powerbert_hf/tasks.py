@@ -398,7 +398,7 @@ def prepare_data(
     known = METRICS[problem_type]
     return TaskData(
         train=splits[0],
-        eval=splits[1].sort("length"),
+        eval=splits[1].select(np.argsort(splits[1]["length"], kind="stable")),
         tokenizer=tokenizer,
         metric=task.metric if task and task.metric in known else known[0],
         problem_type=problem_type,

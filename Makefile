@@ -1,0 +1,38 @@
+# Two commands set everything up: `make demo` and `make test`. Both create .venv on their first run.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow test-gpu lint format clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	# The pinned torch first: a bare requirement would take the newest build, with gigabytes for GPUs.
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable . pytest hypothesis ruff mypy
+	touch $@
+
+demo: $(VENV)/.installed  ## train, search and re-train on a generated task, offline
+	$(BIN)/powerbert demo
+
+test: $(VENV)/.installed  ## everything that is fast and needs no network
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(VENV)/.installed  ## minutes, and data that lies beside the project
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(VENV)/.installed  ## needs a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(VENV)/.installed  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs dist

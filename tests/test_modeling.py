@@ -1,0 +1,250 @@
+"""What elimination does to a model, for both hosts: which word-vectors stay, and what must not depend on the batch."""
+
+import threading
+
+import pytest
+import torch
+
+import reference
+
+HARD = {
+    "words": {"retention_config": [8, 5, 3], "retention_unit": "words"},
+    "fraction": {"retention_config": [0.7, 0.4, 0.2], "retention_unit": "fraction"},
+}
+SOFT = {unit: {"retention_mode": "soft", "retention_length": 10, "retention_unit": unit} for unit in HARD}
+
+
+@pytest.fixture(params=HARD)
+def unit(request):
+    return request.param
+
+
+def test_lengths_follow_the_configuration_and_cls_always_stays(host, batch, unit):
+    ours = host.make("base", **HARD[unit])
+    outputs = ours(**batch, output_hidden_states=True, output_kept_positions=True)
+    widths = [reference.count(entry, 12, unit) for entry in ours.config.retention_config]
+    assert [states.shape[1] for states in outputs.hidden_states] == [12, *widths]
+    assert [kept.shape for kept in outputs.kept_positions] == [(5, width) for width in widths]
+    before = [set(range(length)) for length in batch["attention_mask"].sum(1)]
+    for kept, entry in zip(outputs.kept_positions, ours.config.retention_config, strict=True):
+        for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+            number = reference.count(entry, length, unit)
+            positions = kept[row].tolist()
+            assert positions[:number] == sorted(positions[:number])
+            assert positions[number:] == [-1] * (len(positions) - number)
+            assert positions[0] == 0
+            assert set(positions[:number]) <= before[row]
+            before[row] = set(positions[:number])
+
+
+def test_kept_are_the_most_significant(host, batch):
+    """From the model's own queries and keys, with the reference's significance and ranking."""
+    ours = host.make("base", retention_config=[4, 4, 4])
+    captured = {}
+    attention = next(module for module in ours.modules() if hasattr(module, "attend"))
+
+    def capture(name):
+        def hook(module, inputs, output):
+            # ALBERT calls the same module at every depth; the first is the one.
+            captured.setdefault(name, output)
+
+        return hook
+
+    attention.query.register_forward_hook(capture("query"))
+    attention.key.register_forward_hook(capture("key"))
+    kept = ours(**batch, output_kept_positions=True).kept_positions[0]
+    heads = {name: states.view(5, 12, 4, 8).transpose(1, 2) for name, states in captured.items()}
+    for row, mask in enumerate(batch["attention_mask"].tolist()):
+        scores = reference.significance(heads["query"][row].tolist(), heads["key"][row].tolist(), mask, 8**-0.5)
+        expected = sorted(reference.rank(scores, mask)[: min(4, sum(mask))])
+        assert [position for position in kept[row].tolist() if position >= 0] == expected
+
+
+def test_an_example_has_the_same_logits_alone_and_in_any_padded_batch(host, batch, unit):
+    ours = host.make(**HARD[unit])
+    together = ours(**batch).logits
+    wider = {name: torch.nn.functional.pad(values, (0, 9)) for name, values in batch.items()}
+    torch.testing.assert_close(ours(**wider).logits, together, atol=1e-5, rtol=0)
+    for row, length in enumerate(batch["attention_mask"].sum(1)):
+        alone = ours(input_ids=batch["input_ids"][row : row + 1, :length]).logits
+        torch.testing.assert_close(alone, together[row : row + 1], atol=1e-5, rtol=0)
+    order = torch.tensor([3, 0, 4, 2, 1])
+    shuffled = ours(**{name: values[order] for name, values in batch.items()}).logits
+    torch.testing.assert_close(shuffled, together[order], atol=1e-5, rtol=0)
+
+
+def test_soft_logits_do_not_depend_on_the_batch_either(host, batch, unit):
+    ours = host.make(**SOFT[unit])
+    with torch.no_grad():
+        ours.retention_weights.copy_(torch.linspace(1, 0, 10).expand(3, 10))
+    together = ours(**batch).logits
+    for row, length in enumerate(batch["attention_mask"].sum(1)):
+        alone = ours(input_ids=batch["input_ids"][row : row + 1, :length]).logits
+        torch.testing.assert_close(alone, together[row : row + 1], atol=1e-5, rtol=0)
+
+
+def test_left_padding_keeps_position_0_and_all_real_ones_that_are_to_stay(host):
+    ours = host.make("base", retention_config=[3, 2, 2])
+    mask = torch.tensor([[0, 0, 1, 1, 1]])
+    kept = ours(torch.tensor([[0, 0, 5, 6, 7]]), attention_mask=mask, output_kept_positions=True).kept_positions
+    assert kept[0][0, 0] == 0
+    assert set(kept[0][0, 1:].tolist()) <= {2, 3, 4}
+    assert kept[0].shape == (1, 3)
+
+
+# torch's own, from flex attention: what it imports, and a flag of its mask that transformers 5.23 still passes.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_backend_keeps_the_same_and_says_the_same(host, batch, unit):
+    ours = host.make(**HARD[unit])
+    answers = {}
+    for attention in ("eager", "sdpa", "flex_attention"):
+        ours.set_attn_implementation(attention)
+        with torch.no_grad():
+            answers[attention] = ours(**batch, output_kept_positions=True)
+    for outputs in answers.values():
+        torch.testing.assert_close(outputs.logits, answers["eager"].logits, atol=1e-5, rtol=0)
+        for kept, wanted in zip(outputs.kept_positions, answers["eager"].kept_positions, strict=True):
+            assert torch.equal(kept, wanted)
+
+
+def test_attentions_shrink_with_the_word_vectors(host, batch):
+    ours = host.make(retention_config=[8, 5, 3], attn_implementation="eager")
+    attentions = ours(**batch, output_attentions=True).attentions
+    assert [weights.shape[1:] for weights in attentions] == [(4, 12, 12), (4, 8, 8), (4, 1, 5)]
+
+
+def test_soft_and_hard_rank_the_same_word_vectors_first(host, batch):
+    """In the first encoder, where nothing has been weighed down yet: weights of 1 and 0 are a soft Extract."""
+    hard, soft = host.make("base", retention_config=[4, 4, 4]), host.make("base", **SOFT["words"])
+    soft.load_state_dict(hard.state_dict(), strict=False)
+    with torch.no_grad():
+        soft.retention_weights.copy_((torch.arange(10) < 4).expand(3, 10))
+    kept = hard(**batch, output_kept_positions=True).kept_positions[0]
+    weighed = []
+    # A hook that returned something would replace the output.
+    hook = next(iter(soft.encoder.encoders())).attention.register_forward_hook(lambda *call: weighed.append(call[2][0]))
+    soft(**batch)
+    hook.remove()
+    for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+        stayed = weighed[0][row, :length].abs().sum(1).nonzero().flatten().tolist()
+        assert [position for position in kept[row].tolist() if position >= 0] == stayed
+
+
+def test_penalty_is_the_weighted_mass_less_that_of_the_last_encoder(host, batch):
+    ours = host.make(**SOFT["fraction"])
+    with torch.no_grad():
+        ours.retention_weights.copy_(torch.tensor([[0.9], [0.5], [0.1]]).expand(3, 10))
+    assert ours(**batch).retention_penalty.item() == pytest.approx(1 * 9 + 2 * 5)
+    assert ours.base_model(**batch).retention_penalty.item() == pytest.approx(1 * 9 + 2 * 5 + 3 * 1)
+
+
+def test_task_loss_reaches_the_retention_weights_of_all_encoders_but_the_last(host, batch, unit):
+    ours = host.make(**SOFT[unit])
+    ours(**batch, labels=torch.tensor([0, 1, 0, 1, 0])).loss.backward()
+    reached = ours.retention_weights.grad.abs().sum(1) > 0
+    assert reached.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("fields", [HARD["fraction"], SOFT["fraction"]], ids=["hard", "soft"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_gradients_equal_plain_ones(host, batch, fields, reentrant):
+    ours = host.make(**fields)
+    labels = torch.tensor([0, 1, 0, 1, 0])
+    # Dropout off, yet in training mode: checkpointing works only there.
+    for module in ours.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    ours.train()
+    plain = torch.autograd.grad(ours(**batch, labels=labels).loss, list(ours.parameters()), allow_unused=True)
+    ours.activation_checkpointing_enable({"use_reentrant": reentrant})
+    ours.enable_input_require_grads()
+    ours(**batch, labels=labels).loss.backward()
+    for (name, parameter), wanted in zip(ours.named_parameters(), plain, strict=True):
+        wanted = torch.zeros_like(parameter) if wanted is None else wanted
+        found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_set_retention_changes_a_live_model_and_refuses_without_harm(host, batch):
+    ours = host.make(retention_config=[8, 5, 3])
+    before = ours(**batch).logits
+    with pytest.raises(ValueError, match="must not increase"):
+        ours.set_retention([0.1, 0.2, 0.3], unit="fraction")
+    assert torch.equal(ours(**batch).logits, before)
+    ours.set_retention((0.5, 0.25, 0.25), unit="fraction", length=20)
+    assert ours.config.retention_length == 20
+    assert [kept.shape[1] for kept in ours(**batch, output_kept_positions=True).kept_positions] == [6, 3, 1]
+    ours.set_retention(None)
+    assert ours.config.active_retention_mode == "off"
+    soft = host.make(**SOFT["words"])
+    soft.set_retention([8, 5, 3], unit="words")
+    assert soft.retention_weights is None
+    assert soft.config.active_retention_mode == "hard"
+
+
+def test_a_mask_of_four_dimensions_is_refused(host, batch):
+    ours = host.make(retention_config=[8, 5, 3])
+    with pytest.raises(ValueError, match=r"must have shape \(batch, length\).*got \(5, 1, 12, 12\)"):
+        ours(batch["input_ids"], attention_mask=torch.ones(5, 1, 12, 12))
+
+
+def test_input_shorter_than_every_count_is_the_stock_model(host):
+    ours = host.make(retention_config=[8, 5, 3])
+    input_ids = torch.tensor([[4, 5, 6]])
+    torch.testing.assert_close(ours(input_ids).logits, ours.to_stock()(input_ids).logits, atol=1e-5, rtol=0)
+
+
+def test_inputs_embeds_and_token_types(host, batch):
+    ours = host.make(**HARD["fraction"])
+    embeds = ours.get_input_embeddings()(batch["input_ids"])
+    mask = batch["attention_mask"]
+    torch.testing.assert_close(ours(inputs_embeds=embeds, attention_mask=mask).logits, ours(**batch).logits)
+    types = torch.ones_like(mask)
+    assert not torch.allclose(ours(**batch, token_type_ids=types).logits, ours(**batch).logits)
+    with pytest.raises(ValueError, match="exactly one of input_ids or inputs_embeds"):
+        ours()
+
+
+def test_outputs_as_tuple_follow_the_fields(host, batch):
+    ours = host.make(**SOFT["words"])
+    loss_first = ours(**batch, labels=torch.tensor([0, 1, 0, 1, 0]), return_dict=False)
+    assert len(loss_first) == 3
+    assert loss_first[1].shape == (5, 2)
+
+
+def test_dtypes(host, batch, unit):
+    ours = host.make(**HARD[unit])
+    wanted = ours(**batch).logits
+    for dtype, tolerance in ((torch.bfloat16, 0.3), (torch.float16, 0.1)):
+        found = ours.to(dtype)(**batch).logits
+        assert found.dtype == dtype
+        assert (found.float() - wanted).abs().median() < tolerance
+        ours.float()
+
+
+def test_two_threads_share_a_model(host, batch):
+    ours = host.make(**HARD["fraction"])
+    with torch.no_grad():
+        wanted = ours(**batch).logits
+        short = {name: values[:, :6] for name, values in batch.items()}
+        wanted_short = ours(**short).logits
+    wrong = []
+
+    def ask(inputs, answer):
+        with torch.no_grad():
+            wrong.extend(True for _ in range(20) if not torch.allclose(ours(**inputs).logits, answer, atol=1e-6))
+
+    threads = [threading.Thread(target=ask, args=pair) for pair in ((batch, wanted), (short, wanted_short))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_grouped_and_repeated_albert_layers():
+    from conftest import Host
+
+    ours = Host("albert").make("base", num_hidden_groups=3, inner_group_num=2, retention_config=[9, 8, 7, 6, 5, 4])
+    outputs = ours(torch.ones(1, 12, dtype=torch.long), output_hidden_states=True)
+    assert [states.shape[1] for states in outputs.hidden_states] == [12, 9, 8, 7, 6, 5, 4]

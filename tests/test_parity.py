@@ -1,0 +1,157 @@
+"""With all word-vectors retained our models are transformers' BERT and ALBERT: outputs, gradients, checkpoints."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+TOLERANCE = 1e-5
+FULL = {
+    "off": {},
+    "words": {"retention_config": [64, 64, 64]},
+    "fraction": {"retention_config": [1.0, 1.0, 1.0], "retention_unit": "fraction"},
+    "soft words": {"retention_mode": "soft", "retention_length": 12},
+    "soft fraction": {"retention_mode": "soft", "retention_length": 7, "retention_unit": "fraction"},
+}
+
+
+def gradients(model, batch):
+    model(**batch, labels=torch.tensor([0, 1, 1, 0, 1])).loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("mode", FULL)
+def test_full_retention_equals_stock_in_logits_and_gradients(host, batch, mode, attention, tmp_path):
+    stock = host.make_stock()
+    stock.save_pretrained(tmp_path)
+    stock.set_attn_implementation(attention)
+    ours = host.classifier.from_pretrained(tmp_path, attn_implementation=attention, **FULL[mode]).eval()
+
+    torch.testing.assert_close(ours(**batch).logits, stock(**batch).logits, atol=TOLERANCE, rtol=0)
+    wanted, found = gradients(stock, batch), gradients(ours, batch)
+    found = {name: gradient for name, gradient in found.items() if not name.endswith("retention_weights")}
+    assert found.keys() == wanted.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, wanted[name], atol=TOLERANCE, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("mode", FULL)
+def test_full_retention_equals_the_stock_base_model_at_every_position(host, batch, mode):
+    stock = asymmetric(host, "stock_base", "stock_config")
+    ours = host.make("base", **FULL[mode])
+    missing, unexpected = ours.load_state_dict(stock.state_dict(), strict=False)
+    assert [name.rsplit(".")[-1] for name in missing] == ["retention_weights"] * mode.startswith("soft")
+    assert unexpected == []
+    wanted = stock(**batch, output_hidden_states=True)
+    found = ours(**batch, output_hidden_states=True)
+    torch.testing.assert_close(found.pooler_output, wanted.pooler_output, atol=TOLERANCE, rtol=0)
+    for ours_states, stock_states in zip(found.hidden_states, wanted.hidden_states, strict=True):
+        torch.testing.assert_close(ours_states, stock_states, atol=TOLERANCE, rtol=0)
+
+
+def asymmetric(host, model_class, config_class):
+    from conftest import asymmetric_init
+
+    torch.manual_seed(0)
+    return asymmetric_init(getattr(host, model_class)(getattr(host, config_class)(**host.fields))).eval()
+
+
+def test_handing_on_cls_alone_after_the_last_encoder_changes_nothing(host, batch):
+    """The base model passes all on, the head only [CLS]; the pooled output is the same."""
+    ours = host.make(retention_config=[6, 4, 4])
+    everything = ours.base_model(**batch).pooler_output
+    torch.testing.assert_close(
+        ours.base_model(**batch, cls_only=True).pooler_output, everything, atol=TOLERANCE, rtol=0
+    )
+
+
+def test_stock_checkpoint_loads_without_missing_or_unexpected_keys(host, tmp_path):
+    host.make_stock().save_pretrained(tmp_path)
+    for fields in FULL.values():
+        _, info = host.classifier.from_pretrained(tmp_path, output_loading_info=True, **fields)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+
+
+def test_base_checkpoint_loads_with_only_the_head_missing(host, tmp_path):
+    asymmetric(host, "stock_base", "stock_config").save_pretrained(tmp_path)
+    _, info = host.classifier.from_pretrained(tmp_path, output_loading_info=True, retention_config=[6, 4, 2])
+    assert info["missing_keys"] == {"classifier.weight", "classifier.bias"}
+    assert not info["unexpected_keys"]
+
+
+def test_our_model_loads_into_the_stock_class(host, batch, tmp_path):
+    ours = host.make(retention_config=[6, 4, 1])
+    ours.save_pretrained(tmp_path)
+    stock, info = host.stock.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    ours.set_retention(None)
+    assert torch.equal(stock.eval()(**batch).logits, ours(**batch).logits)
+    assert torch.equal(ours.to_stock()(**batch).logits, stock(**batch).logits)
+    assert type(ours.to_stock()) is host.stock
+
+
+def test_soft_checkpoint_loads_hard_without_a_word(host, tmp_path, upstream_warnings):
+    soft = host.make(retention_mode="soft", retention_length=12)
+    with torch.no_grad():
+        soft.retention_weights.fill_(0.5)
+    soft.save_pretrained(tmp_path)
+    again = host.classifier.from_pretrained(tmp_path)
+    assert torch.equal(again.retention_weights, soft.retention_weights)
+    hard, info = host.classifier.from_pretrained(
+        tmp_path, retention_mode=None, retention_config=[4, 2, 1], output_loading_info=True
+    )
+    assert hard.retention_weights is None
+    assert not info["unexpected_keys"]
+    assert upstream_warnings == []
+
+
+def test_retention_weights_of_a_stock_checkpoint_start_at_one_and_stay_in_float32(host, tmp_path):
+    host.make_stock().save_pretrained(tmp_path)
+    soft = host.classifier.from_pretrained(
+        tmp_path, retention_mode="soft", retention_length=9, dtype=torch.bfloat16
+    )
+    assert soft.classifier.weight.dtype == torch.bfloat16
+    assert soft.retention_weights.dtype == torch.float32
+    assert torch.equal(soft.retention_weights, torch.ones(3, 9))
+
+
+def test_auto_classes_load_what_was_saved(host, batch, tmp_path):
+    ours = host.make(retention_config=[6, 4, 2])
+    ours.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert type(loaded) is host.classifier
+    assert torch.equal(loaded(**batch).logits, ours(**batch).logits)
+    base = AutoModel.from_pretrained(tmp_path)
+    assert type(base) is host.base
+    assert base.config.retention_config == [6, 4, 2]
+
+
+def test_new_weights_are_drawn_as_upstream_draws_them(host):
+    torch.manual_seed(0)
+    ours = host.classifier(host.config(**host.fields))
+    stock = host.stock(host.stock_config(**host.fields))
+    for (name, found), (stock_name, wanted) in zip(ours.named_parameters(), stock.named_parameters(), strict=True):
+        assert name == stock_name
+        assert abs(found.std() - wanted.std()) < 0.008, name
+        assert abs(found.mean() - wanted.mean()) < 0.01, name
+
+
+def test_import_needs_no_data_or_plotting_library():
+    code = (
+        "import sys, powerbert_hf; "
+        "print([name for name in ('datasets', 'evaluate', 'pandas', 'sklearn', 'matplotlib') if name in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_configurations_are_not_shared_between_copies(host):
+    ours = host.make(retention_config=[6, 4, 2])
+    other = copy.deepcopy(ours)
+    other.set_retention([3, 2, 1])
+    assert ours.config.retention_config == [6, 4, 2]

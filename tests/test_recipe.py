@@ -1,0 +1,219 @@
+"""`powerbert train` end to end on 64 rows and a tiny model: what it leaves, how it goes on, what it refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from powerbert_hf import cli, recipe
+from powerbert_hf.trainer import PoWERTrainer
+
+FAST = ["--num-train-epochs=1", "--per-device-train-batch-size=16", "--learning-rate=1e-3", "--disable-tqdm=true"]
+
+
+@pytest.fixture
+def inputs(host, rows, tokenizer, tmp_path):
+    """Options of a run on a tiny checkpoint and two files."""
+    host.make_stock().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    frame = Dataset.from_list(rows)
+    frame.to_csv(tmp_path / "train.csv")
+    frame.select(range(40)).to_csv(tmp_path / "eval.csv")
+    return [
+        f"--model={tmp_path / 'model'}",
+        f"--train-file={tmp_path / 'train.csv'}",
+        f"--eval_file={tmp_path / 'eval.csv'}",
+        f"--output-dir={tmp_path / 'run'}",
+        "--retention-lambda=0.1",
+        *FAST,
+    ]
+
+
+def test_train_leaves_three_models_and_a_report(host, inputs, tmp_path, capsys):
+    assert cli.main(["train", *inputs]) == 0
+    run = tmp_path / "run"
+    assert sorted(path.name for path in run.iterdir()) == [
+        "command.json", "final", "fine_tuned", "report.json", "searched",
+    ]
+    printed = capsys.readouterr().out
+    for row in ("accuracy, all word-vectors", "retention configuration", "predicted speed-up", "measured speed-up"):
+        assert row in printed
+
+    report = json.loads((run / "report.json").read_text())
+    assert {"metric", "base", "final", "retention_config", "retention_unit", "predicted_speedup", "measured_speedup"} <= set(report)
+    assert report["metric"] == "accuracy"
+    config = report["retention_config"]
+    assert report["retention_unit"] == "fraction"
+    assert config == sorted(config, reverse=True)
+    assert config[-1] == 1 / report["retention_length"]
+    # Lambda outweighs the task here, and each mass fell from where it began.
+    assert all(mass < report["retention_length"] for mass in report["masses"][:2])
+    assert report["predicted_speedup"] > 1
+
+    final = AutoModelForSequenceClassification.from_pretrained(run / "final")
+    assert type(final) is host.classifier
+    assert final.config.retention_config == config
+    assert final.config.id2label == {0: "negative", 1: "positive"}
+    assert json.loads((run / "final" / "config.json").read_text())["retention_mode"] is None
+    for name in ("fine_tuned", "searched"):
+        assert AutoTokenizer.from_pretrained(run / name).model_max_length == 64
+        stock = host.stock.from_pretrained(run / name, output_loading_info=True)
+        assert not stock[1]["missing_keys"]
+        assert not stock[1]["unexpected_keys"]
+
+
+def test_final_model_answers_in_a_new_process_through_auto_classes_and_pipeline(inputs, tmp_path):
+    assert cli.main(["train", *inputs]) == 0
+    code = (
+        "import sys, json, powerbert_hf; from transformers import pipeline; "
+        "ask = pipeline('text-classification', model=sys.argv[1]); "
+        "print(json.dumps([type(ask.model).__name__, ask(['the film was good', 'bad'])]))"
+    )
+    out = subprocess.check_output([sys.executable, "-c", code, str(tmp_path / "run" / "final")], text=True)
+    name, answers = json.loads(out.splitlines()[-1])
+    assert name.startswith("PoWER")
+    assert {answer["label"] for answer in answers} <= {"positive", "negative"}
+    here = pipeline("text-classification", model=str(tmp_path / "run" / "final"))(["the film was good", "bad"])
+    assert [answer["score"] for answer in here] == pytest.approx([answer["score"] for answer in answers], abs=1e-5)
+
+
+def test_the_same_command_again_trains_nothing_and_another_is_refused(inputs, tmp_path, monkeypatch, capsys):
+    assert cli.main(["train", *inputs]) == 0
+    before = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
+
+    def no_training(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(PoWERTrainer, "train", no_training)
+    assert cli.main(["train", *inputs]) == 0
+    assert (tmp_path / "run" / "final" / "model.safetensors").read_bytes() == before
+    capsys.readouterr()
+    assert cli.main(["train", *inputs, "--learning-rate=0.5"]) == 2
+    assert "holds the run of another command" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_goes_on_to_the_same_model(inputs, tmp_path, monkeypatch):
+    assert cli.main(["train", *inputs]) == 0
+    wanted = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "run")
+
+    search = recipe.search_configuration
+
+    def killed(*args, **kwargs):
+        search(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe, "search_configuration", killed)
+    with pytest.raises(KeyboardInterrupt):
+        cli.main(["train", *inputs])
+    monkeypatch.setattr(recipe, "search_configuration", search)
+    # The finished step stands; the other left a checkpoint at its end.
+    assert (tmp_path / "run" / "fine_tuned").is_dir()
+    assert not (tmp_path / "run" / "searched").exists()
+    assert list((tmp_path / "run" / "checkpoints" / "searched").glob("checkpoint-*"))
+    assert cli.main(["train", *inputs]) == 0
+    assert (tmp_path / "run" / "final" / "model.safetensors").read_bytes() == wanted
+
+
+def test_a_fine_tuned_model_is_not_trained_on_all_word_vectors_again(host, inputs, tmp_path):
+    stock = host.stock.from_pretrained(tmp_path / "model")
+    stock.config.id2label = {0: "negative", 1: "positive"}
+    stock.save_pretrained(tmp_path / "model")
+    assert cli.main(["train", *inputs, "--fine-tuned"]) == 0
+    kept = host.stock.from_pretrained(tmp_path / "run" / "fine_tuned")
+    for name, weight in kept.state_dict().items():
+        assert torch.equal(weight, stock.state_dict()[name]), name
+
+
+def test_a_fine_tuned_model_with_other_labels_is_refused(inputs, capsys, host, tmp_path):
+    stock = host.stock.from_pretrained(tmp_path / "model")
+    stock.config.id2label = {0: "Positive", 1: "Negative"}
+    stock.save_pretrained(tmp_path / "model")
+    assert cli.main(["train", *inputs, "--fine-tuned"]) == 2
+    assert "must have the data's labels in the data's order (negative, positive)" in capsys.readouterr().err
+
+
+def test_words_are_a_unit_too(inputs, tmp_path):
+    assert cli.main(["train", *inputs, "--retention-unit=words"]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["retention_unit"] == "words"
+    assert report["retention_config"][-1] == 1
+    assert all(isinstance(count, int) for count in report["retention_config"])
+
+
+def test_regression_and_pairs_train(host, rows, tokenizer, tmp_path):
+    host.make_stock().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    pairs = [{"a": r["text"], "b": "the plot", "score": float(r["label"] == "positive")} for r in rows]
+    Dataset.from_list(pairs).to_json(tmp_path / "rows.jsonl")
+    path = str(tmp_path / "rows.jsonl")
+    options = [f"--model={tmp_path / 'model'}", f"--train-file={path}", f"--eval-file={path}"]
+    options += ["--text-columns", "a", "b", "--label-column=score", f"--output-dir={tmp_path / 'run'}"]
+    assert cli.main(["train", *options, *FAST]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["metric"] == "spearmanr"
+    final = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "final")
+    assert final.config.num_labels == 1
+    assert final.config.problem_type == "regression"
+
+
+def test_evaluate_measures_a_model_on_a_file(inputs, tmp_path, capsys):
+    assert cli.main(["train", *inputs]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    capsys.readouterr()
+    final, held_out = tmp_path / "run" / "final", tmp_path / "eval.csv"
+    assert cli.main(["evaluate", str(final), f"--eval-file={held_out}", "--disable-tqdm=true"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["accuracy"] == pytest.approx(report["final"])
+    assert printed["predicted_speedup"] == pytest.approx(report["predicted_speedup"])
+    assert printed["rows"] == 40
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--text-columns=nothing"], "There is no column 'nothing'; the data has text, label"),
+        (["--task=squad"], "`--task` must be one of cola"),
+        (["--train-file=nothing.csv"], "There is no file nothing.csv"),
+        (["--retention-lambda=-1"], "`retention_lambda` must not be negative"),
+    ],
+)
+def test_unusable_input_is_one_sentence_and_exit_2(inputs, options, message, tmp_path, capsys):
+    assert cli.main(["train", *inputs, *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run" / "fine_tuned").exists()
+
+
+def test_a_folder_with_something_else_is_left_alone(inputs, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    assert cli.main(["train", *inputs]) == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_other_architectures_are_refused(inputs, tmp_path, capsys):
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "model_type": "roberta"}))
+    assert cli.main(["train", *inputs]) == 2
+    assert "Only BERT and ALBERT models can be made faster here, got 'roberta'" in capsys.readouterr().err
+
+
+def test_known_tasks_bring_their_published_hyperparameters(tmp_path):
+    from powerbert_hf.trainer import PoWERTrainingArguments
+
+    kinds = [cli.RecipeArguments, cli.DataArguments, PoWERTrainingArguments]
+    options = ["--model=m", "--dataset=nyu-mll/glue", "--subset=mrpc", f"--output_dir={tmp_path}"]
+    _, data, args = cli._parse("train", options, kinds)
+    assert data.task == "mrpc"
+    assert (args.learning_rate, args.retention_learning_rate, args.retention_lambda) == (6e-5, 3e-3, 3e-3)
+    assert args.per_device_train_batch_size == 64
+    _, _, args = cli._parse("train", [*options, "--retention_learning_rate=1e-2"], kinds)
+    assert args.retention_learning_rate == 1e-2

@@ -1,0 +1,147 @@
+"""Reading data: columns, labels, lengths, metrics; what cannot be used is said before anything is trained."""
+
+import datasets
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from powerbert_hf import tasks
+
+
+@pytest.fixture
+def frame(rows):
+    return Dataset.from_list(rows)
+
+
+def prepare(frame, tokenizer, held_out=None, **fields):
+    return tasks.prepare_data(frame, frame if held_out is None else held_out, tokenizer, **fields)
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "json", "jsonl", "parquet", "arrow"])
+def test_every_kind_of_file_reads_alike(frame, tokenizer, tmp_path, ending):
+    path = str(tmp_path / f"rows.{ending}")
+    if ending == "arrow":
+        with datasets.arrow_writer.ArrowWriter(path=path, features=frame.features) as writer:
+            for row in frame:
+                writer.write(row)
+            writer.finalize()
+    else:
+        {
+            "csv": lambda: frame.to_csv(path),
+            "tsv": lambda: frame.to_csv(path, sep="\t"),
+            "json": lambda: frame.to_json(path),
+            "jsonl": lambda: frame.to_json(path),
+            "parquet": lambda: frame.to_parquet(path),
+        }[ending]()
+    train, held_out = tasks.load_splits(train_file=path, eval_file=path)
+    assert train[:] == frame[:]
+    assert held_out[:] == frame[:]
+
+
+def test_folders_of_files_and_saved_data_sets(frame, tmp_path):
+    frame.to_parquet(tmp_path / "files" / "train.parquet")
+    frame.select(range(5)).to_parquet(tmp_path / "files" / "dev.parquet")
+    DatasetDict(train=frame, test=frame.select(range(7))).save_to_disk(tmp_path / "saved")
+    for folder, rows in (("files", 5), ("saved", 7)):
+        train, held_out = tasks.load_splits(str(tmp_path / folder))
+        assert (len(train), len(held_out)) == (64, rows)
+
+
+def test_prepared_data_is_sorted_for_the_report_and_knows_its_longest(frame, tokenizer):
+    data = prepare(frame, tokenizer, max_length=12)
+    assert data.eval["length"] == sorted(data.eval["length"])
+    assert data.retention_length == 12
+    assert [len(ids) for ids in data.train["input_ids"]] == list(data.train["length"])
+    assert data.label_fields["id2label"] == {0: "negative", 1: "positive"}
+    assert data.source["train_rows"] == 64
+
+
+def test_drawn_rows_depend_on_the_seed_alone(frame, tokenizer):
+    first, again, other = (
+        prepare(frame, tokenizer, max_train_samples=20, max_eval_samples=10, seed=seed) for seed in (0, 0, 1)
+    )
+    assert (len(first.train), len(first.eval)) == (20, 10)
+    assert first.train[:] == again.train[:]
+    assert first.train[:] != other.train[:]
+
+
+def test_label_kinds():
+    def read(values, kind=None, names=()):
+        features = Features(label=kind) if kind else None
+        frame = Dataset.from_dict({"label": values}, features=features)
+        return tasks.read_labels(frame, frame, "label", names)[0:4:1]
+
+    assert read(["b", "a", "b"])[0::2] == ([1, 0, 1], ("a", "b"))
+    assert read([1, 0], ClassLabel(names=["no", "yes"]))[0::2] == ([1, 0], ("no", "yes"))
+    assert read([1, 0], names=("no", "yes"))[0::2] == ([1, 0], ("no", "yes"))
+    assert read([5, 3, 5])[0::2] == ([1, 0, 1], ("3", "5"))
+    assert read([0.5, 2.0], Value("float32"))[2:] == ((), "regression")
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "message"),
+    [
+        (["a", None], ["a"], "got 1 without in the training split"),
+        ([0, 1], [0, -1], "got 1 without in the reported split"),
+        ([0.5, float("nan")], [0.5], "got 1 without"),
+        (["a", "a"], ["a"], "at least two classes"),
+        (["a", "b"], ["a", "c"], "Classes c are in the reported split"),
+        ([0, 1], [], "reported split is empty"),
+    ],
+)
+def test_unusable_labels_are_refused(train, held_out, message):
+    frames = [Dataset.from_dict({"label": values}) for values in (train, held_out)]
+    with pytest.raises(ValueError, match=message):
+        tasks.read_labels(*frames, "label")
+
+
+def test_columns_are_found_or_asked_for(frame):
+    assert tasks.choose_columns(frame, None, None, None) == (["text"], "label")
+    assert tasks.choose_columns(frame.rename_column("text", "sentence"), None, None, tasks.TASKS["sst2"]) == (
+        ["sentence"],
+        "label",
+    )
+    with pytest.raises(ValueError, match="no column 'sentence1'; the data has text, label"):
+        tasks.choose_columns(frame, None, None, tasks.TASKS["mrpc"])
+    many = frame.add_column("a", ["x"] * 64).add_column("b", ["x"] * 64)
+    with pytest.raises(ValueError, match="Name one or two `--text-columns`; the data has text, label, a, b"):
+        tasks.choose_columns(many, None, None, None)
+    with pytest.raises(ValueError, match="one or two texts"):
+        tasks.choose_columns(many, ["text", "a", "b"], None, None)
+
+
+def test_missing_texts_and_files_are_refused(frame, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="Column 'text' must hold texts, got 1 rows without"):
+        prepare(Dataset.from_dict({"text": ["good", None], "label": [0, 1]}), tokenizer)
+    with pytest.raises(ValueError, match="There is no file"):
+        tasks.load_splits(train_file=str(tmp_path / "none.csv"), eval_file="none.csv")
+    (tmp_path / "rows.xlsx").touch()
+    with pytest.raises(ValueError, match="must end in arrow, csv"):
+        tasks.load_splits(train_file=str(tmp_path / "rows.xlsx"), eval_file="none.csv")
+    with pytest.raises(ValueError, match="either `--dataset` or `--train-file`"):
+        tasks.load_splits()
+
+
+def test_sentence_pairs_are_one_input(frame, tokenizer):
+    pairs = frame.add_column("second", ["the film"] * 64)
+    data = prepare(pairs, tokenizer, text_columns=["text", "second"])
+    assert max(data.train[0]["token_type_ids"]) == 1
+    assert data.train[0]["input_ids"].count(tokenizer.sep_token_id) == 2
+
+
+def test_metrics_by_hand():
+    found = tasks.ClassificationMetric().compute(predictions=[1, 1, 0, 0, 1], references=[1, 0, 0, 1, 1])
+    assert found == pytest.approx({"accuracy": 0.6, "f1": 2 / 3, "matthews_correlation": 1 / 6})
+    # Macro average over three labels: 1, 0 and 2/3.
+    many = tasks.ClassificationMetric().compute(predictions=[0, 2, 2], references=[0, 1, 2])
+    assert many["f1"] == pytest.approx((1 + 0 + 2 / 3) / 3)
+    monotone = tasks.RegressionMetric().compute(predictions=[0.0, 1.0, 8.0], references=[0.0, 1.0, 2.0])
+    assert monotone["spearmanr"] == pytest.approx(1.0)
+    assert monotone["pearson"] == pytest.approx(8 / (38 * 2) ** 0.5)
+    assert tasks.RegressionMetric().compute(predictions=[1.0, 1.0], references=[0.0, 1.0])["spearmanr"] == 0.0
+
+
+def test_known_tasks_are_glues_nine_and_imdb():
+    assert set(tasks.TASKS) == {"cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "imdb"}
+    for name, task in tasks.TASKS.items():
+        kind = "classification" if task.label_names else "regression"
+        assert task.metric in next(names for key, names in tasks.METRICS.items() if kind in key), name
