@@ -26,7 +26,8 @@ transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 datasets.disable_progress_bars()
 
-WORDS = "the a film was not good bad great awful plot cast long short and but very it that is of".split()
+WORDS = "the a film was not good bad great awful plot cast long short and but very it that is of"
+WORDS = WORDS.split()
 
 HOSTS = {
     "bert": {

@@ -122,7 +122,9 @@ def test_soft_and_hard_rank_the_same_word_vectors_first(host, batch):
     kept = hard(**batch, output_kept_positions=True).kept_positions[0]
     weighed = []
     # A hook that returned something would replace the output.
-    hook = next(iter(soft.encoder.encoders())).attention.register_forward_hook(lambda *call: weighed.append(call[2][0]))
+    hook = next(iter(soft.encoder.encoders())).attention.register_forward_hook(
+        lambda *call: weighed.append(call[2][0])
+    )
     soft(**batch)
     hook.remove()
     for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):

@@ -113,9 +113,7 @@ def test_soft_checkpoint_loads_hard_without_a_word(host, tmp_path, upstream_warn
 
 def test_retention_weights_of_a_stock_checkpoint_start_at_one_and_stay_in_float32(host, tmp_path):
     host.make_stock().save_pretrained(tmp_path)
-    soft = host.classifier.from_pretrained(
-        tmp_path, retention_mode="soft", retention_length=9, dtype=torch.bfloat16
-    )
+    soft = host.classifier.from_pretrained(tmp_path, retention_mode="soft", retention_length=9, dtype=torch.bfloat16)
     assert soft.classifier.weight.dtype == torch.bfloat16
     assert soft.retention_weights.dtype == torch.float32
     assert torch.equal(soft.retention_weights, torch.ones(3, 9))

@@ -38,14 +38,26 @@ def test_train_leaves_three_models_and_a_report(host, inputs, tmp_path, capsys):
     assert cli.main(["train", *inputs]) == 0
     run = tmp_path / "run"
     assert sorted(path.name for path in run.iterdir()) == [
-        "command.json", "final", "fine_tuned", "report.json", "searched",
+        "command.json",
+        "final",
+        "fine_tuned",
+        "report.json",
+        "searched",
     ]
     printed = capsys.readouterr().out
     for row in ("accuracy, all word-vectors", "retention configuration", "predicted speed-up", "measured speed-up"):
         assert row in printed
 
     report = json.loads((run / "report.json").read_text())
-    assert {"metric", "base", "final", "retention_config", "retention_unit", "predicted_speedup", "measured_speedup"} <= set(report)
+    assert {
+        "metric",
+        "base",
+        "final",
+        "retention_config",
+        "retention_unit",
+        "predicted_speedup",
+        "measured_speedup",
+    } <= set(report)
     assert report["metric"] == "accuracy"
     config = report["retention_config"]
     assert report["retention_unit"] == "fraction"

@@ -144,7 +144,7 @@ def test_word_counts_equal_reference(entry, length):
 
 @given(numerator=st.integers(1, 512), factor=st.integers(1, 8))
 def test_a_learned_count_means_itself_at_the_learned_length(numerator, factor):
-    """l / R of R word-vectors is l, though l / R is rarely a binary number."""
+    """Of R word-vectors, l / R is l, though l / R is rarely a binary number."""
     for length in {numerator, 512}:
         assert retention.retention_count(numerator / length, length, "fraction") == numerator
         assert retention.retention_count(numerator / length, factor * length, "fraction") == factor * numerator

@@ -139,8 +139,16 @@ def test_a_loss_of_the_users_own_is_accumulated_right(host, dataset, tokenizer, 
     for steps in (1, 4):
         model = host.make(**SOFT)
         trainer = make_trainer(
-            model, dataset, tokenizer, tmp_path, gradient_accumulation_steps=steps, max_steps=1, optim="sgd",
-            retention_learning_rate=1.0, retention_lambda=0.01, max_grad_norm=0.0,
+            model,
+            dataset,
+            tokenizer,
+            tmp_path,
+            gradient_accumulation_steps=steps,
+            max_steps=1,
+            optim="sgd",
+            retention_learning_rate=1.0,
+            retention_lambda=0.01,
+            max_grad_norm=0.0,
         )
         trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: outputs.logits.sum() * 0
         trainer.train()
@@ -155,9 +163,7 @@ def test_resumed_search_ends_where_an_uninterrupted_one_does(host, dataset, toke
     whole.train()
     again = make_trainer(host.make(**SOFT), dataset, tokenizer, tmp_path, **fields)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    for (name, found), (_, wanted) in zip(
-        again.model.named_parameters(), whole.model.named_parameters(), strict=True
-    ):
+    for (name, found), (_, wanted) in zip(again.model.named_parameters(), whole.model.named_parameters(), strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0, msg=name)
 
 

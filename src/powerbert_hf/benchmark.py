@@ -3,7 +3,7 @@
 """Wall time against stock: the one protocol behind every measured speed-up.
 
 Ours and the baseline run in turn, in one process, on the same batches, in the same dtype, with the same threads; the
-median counts. The baseline is the fair one: the stock model, SDPA, batches sorted by length and padded to their longest.
+median counts. The baseline is the fair one: the stock model, SDPA, batches sorted by length, padded to their longest.
 """
 
 import os
@@ -18,6 +18,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 Batch = dict[str, Tensor]
 
@@ -68,7 +69,9 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def sorted_batches(features: Sequence[dict[str, Any]], collate: Callable[[list], Batch], batch_size: int) -> list[Batch]:
+def sorted_batches(
+    features: Sequence[dict[str, Any]], collate: Callable[[list], Batch], batch_size: int
+) -> list[Batch]:
     """Batches of inputs of like length, each padded to its longest.
 
     Args:
@@ -106,7 +109,7 @@ def interleaved_seconds(
     return seconds
 
 
-def measure_speedup(ours: nn.Module, stock: nn.Module, batches: Sequence[Batch], repeats: int = 5) -> Speedup:
+def measure_speedup(ours: PreTrainedModel, stock: nn.Module, batches: Sequence[Batch], repeats: int = 5) -> Speedup:
     """Time our model against the stock one.
 
     Args:
@@ -138,8 +141,8 @@ def measure_speedup(ours: nn.Module, stock: nn.Module, batches: Sequence[Batch],
         ours.set_retention(kept, unit=unit)
     if not difference <= 1e-3:
         raise ValueError(
-            f"With nothing eliminated the model must answer as the stock model does, got logits {difference:.2g} apart; "
-            "compare the weights of the two before asking for their speed."
+            "With nothing eliminated the model must answer as the stock model does, got logits that are "
+            f"{difference:.2g} apart; compare the weights of the two before asking for their speed."
         )
     seconds = interleaved_seconds({"stock": lambda: run(stock), "ours": lambda: run(ours)}, repeats)
     ratios = [theirs / own for theirs, own in zip(seconds["stock"], seconds["ours"], strict=True)]

@@ -53,9 +53,14 @@ class RecipeArguments:
     model: str = field(metadata={"help": "Hub id, or a folder, of a BERT or ALBERT checkpoint."})
     retention_unit: str = field(
         default="fraction",
-        metadata={"help": "What a count means: a share of an input's length, or words.", "choices": ["fraction", "words"]},
+        metadata={
+            "help": "What a count means: a share of an input's length, or words.",
+            "choices": ["fraction", "words"],
+        },
     )
-    fine_tuned: bool = field(default=False, metadata={"help": "The model is fine-tuned already: begin with the search."})
+    fine_tuned: bool = field(
+        default=False, metadata={"help": "The model is fine-tuned already: begin with the search."}
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,7 +104,9 @@ def _train(argv: list[str]) -> None:
     run_training(recipe_args, data_args, args, ["powerbert", "train", *argv], typed)
 
 
-def run_training(recipe_args: RecipeArguments, data_args: DataArguments, args: Any, argv: list[str], typed: dict) -> None:
+def run_training(
+    recipe_args: RecipeArguments, data_args: DataArguments, args: Any, argv: list[str], typed: dict
+) -> None:
     """`powerbert train`, with arguments that have been parsed.
 
     Args:
@@ -159,7 +166,6 @@ def _evaluate(argv: list[str]) -> None:
 
 def _demo(argv: list[str]) -> None:
     from .demo import make_demo
-    from .trainer import PoWERTrainingArguments
 
     parser = argparse.ArgumentParser(prog="powerbert demo", description="All three steps on a small generated task.")
     parser.add_argument("--output-dir", default="runs/demo", help="default: runs/demo")
@@ -212,9 +218,7 @@ def _load_data(data_args: DataArguments, model: str, seed: int) -> Any:
     from .tasks import TASKS, load_splits, prepare_data
 
     task = TASKS[data_args.task] if data_args.task else None
-    train, held_out = load_splits(
-        data_args.dataset, data_args.subset, data_args.train_file, data_args.eval_file, task
-    )
+    train, held_out = load_splits(data_args.dataset, data_args.subset, data_args.train_file, data_args.eval_file, task)
     columns = [name for part in data_args.text_columns or [] for name in part.split(",")] or None
     source = {name: getattr(data_args, name) for name in ("dataset", "subset", "task", "train_file", "eval_file")}
     return prepare_data(

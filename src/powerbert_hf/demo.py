@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A task and a model small enough to show all three steps offline: invented hotel reviews, most of them small talk.
 
-A review has one to seven sentences. One, two or three of them say something good or bad, sometimes negated; the rest is
-filler. The class is the sign of what was said, so a few words of a text decide it; a share of the labels is wrong, as
-in life, so no model can get all of them right.
+A review has one to seven sentences. One, two or three of them say something good or bad, sometimes negated; the rest
+is filler. The class is the sign of what was said, so a few words of a text decide it; a share of the labels is wrong,
+as in life, so no model can get all of them right.
 """
 
 import csv
@@ -14,21 +14,26 @@ from pathlib import Path
 import numpy as np
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, set_seed
 
-_THINGS = (
-    "room bed shower balcony breakfast lobby pool elevator bar garden staff manager driver waiter window kitchen "
-    "coffee bathroom terrace parking"
-).split()
-_PEOPLE = "we|they|my sister|our friends|the children|a colleague|my parents|the group".split("|")
-_DID = (
-    "arrived walked drove called looked stopped waited went sat talked checked ate unpacked travelled returned"
-).split()
-_WHERE = (
-    "near the station|after the conference|on the second floor|before the long drive|during the week|by the river|"
-    "around noon|in the old town|next to the church|late in the evening|with two large bags|for three nights"
-).split("|")
-_GOOD = "wonderful friendly spotless quiet delicious generous charming comfortable excellent superb".split()
-_BAD = "dirty rude noisy broken awful cold stale cramped terrible smelly".split()
-_HOW = "really very quite rather simply".split()
+
+def _phrases(text: str) -> list[str]:
+    return [phrase.strip() for phrase in text.split(",")]
+
+
+_THINGS = _phrases(
+    "room, bed, shower, balcony, breakfast, lobby, pool, elevator, bar, garden, staff, manager, driver, waiter, "
+    "window, kitchen, coffee, bathroom, terrace, parking"
+)
+_PEOPLE = _phrases("we, they, my sister, our friends, the children, a colleague, my parents, the group")
+_DID = _phrases(
+    "arrived, walked, drove, called, looked, stopped, waited, went, sat, talked, checked, ate, unpacked, returned"
+)
+_WHERE = _phrases(
+    "near the station, after the conference, on the second floor, before the long drive, during the week, "
+    "by the river, around noon, in the old town, next to the church, late in the evening, with two large bags"
+)
+_GOOD = _phrases("wonderful, friendly, spotless, quiet, delicious, generous, charming, comfortable, excellent, superb")
+_BAD = _phrases("dirty, rude, noisy, broken, awful, cold, stale, cramped, terrible, smelly")
+_HOW = _phrases("really, very, quite, rather, simply")
 
 TRAIN_ROWS, EVAL_ROWS = 6000, 1000
 _WRONG_LABELS = 0.06

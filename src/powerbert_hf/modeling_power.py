@@ -2,16 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What both backbones share: attention that also ranks, the way through the encoders, the heads' forward.
 
-The encoders hand two things on: `hidden_states`, and a [`Kept`] that says which word-vectors these are. Each encoder is
-told what to do with them by a rule: `None` (keep all), [`Extract`] or [`SoftExtract`]. Rules are made anew in every
-forward from the configuration, so a model keeps no state between calls and ALBERT can share one layer over all depths.
+The encoders hand two things on: `hidden_states`, and a [`Kept`] that says which word-vectors these are. A rule tells
+each encoder what to do with them: `None` (keep all), [`Extract`] or [`SoftExtract`]. Every forward makes its rules
+anew from the configuration, so a model keeps no state between calls, and ALBERT can share one layer over all depths.
 """
 
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -47,18 +47,17 @@ class Kept(NamedTuple):
     positions: Tensor | None
     """(B, T), the position in the input of each, -1 where not real; `None` if nobody asked."""
 
-    def gather(self, order: Tensor | None, rule: "Extract", *vectors: Tensor) -> tuple["Kept", list[Tensor]]:
-        """Keep what `rule` says of the word-vectors and of each (B, T, D) in `vectors`."""
-        if rule.cls_only:
-            first = [None if part is None else part[:, :1] for part in self]
-            return Kept(*first), [part[:, :1] for part in vectors]
+    def extract(self, order: Tensor, rule: "Extract", *vectors: Tensor) -> tuple["Kept", list[Tensor]]:
+        """Keep what `rule` says of the word-vectors, and of each (B, T, D) in `vectors`."""
         kept = extract(order, rule.width, rule.counts)
         mask, positions = [None if part is None else part.gather(1, kept) for part in self]
         if rule.counts is not None:
             filled = torch.arange(rule.width, device=kept.device) < rule.counts[:, None]
             mask = filled if mask is None else mask & filled
             positions = None if positions is None else positions.where(filled, -1)
-        return Kept(mask, positions), [part.gather(1, kept[..., None].expand(-1, -1, part.shape[2])) for part in vectors]
+        return Kept(mask, positions), [
+            part.gather(1, kept[..., None].expand(-1, -1, part.shape[2])) for part in vectors
+        ]
 
 
 class Extract(NamedTuple):
@@ -116,13 +115,29 @@ class PoWERSequenceClassifierOutput(SequenceClassifierOutput):
 class RankingAttentionMixin:
     """Self-attention of either host that also ranks the word-vectors, with any attention implementation."""
 
+    config: Any
+    training: bool
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    attention_head_size: int
+    scaling: float
+
     def attend(
         self, hidden_states: Tensor, attention_mask: Any, kept: Kept, rule: Rule, dropout: float, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """`BertSelfAttention.forward`, or `AlbertAttention.forward` up to its projection (transformers 5.23), and a rank.
+        """`BertSelfAttention.forward`, the first half of `AlbertAttention.forward` (transformers 5.23), and a rank.
 
         The significance comes from queries and keys, not from the returned weights: sdpa and flash return none, and
         eager's carry dropout while training.
+
+        Args:
+            hidden_states: (B, T, D).
+            attention_mask: what the attention implementation takes, for T keys and the queries that `rule` leaves.
+            kept: which word-vectors these are.
+            rule: what this encoder does with them.
+            dropout: of the attention weights, while training.
+            kwargs: for the attention implementation.
 
         Returns:
             The context (B, Q, D), the attention weights (B, H, Q, T) where the implementation has them, and the
@@ -134,7 +149,11 @@ class RankingAttentionMixin:
         def heads(projection: nn.Module, states: Tensor) -> Tensor:
             return projection(states).view(*states.shape[:-1], -1, self.attention_head_size).transpose(1, 2)
 
-        query, key, value = heads(self.query, queried), heads(self.key, hidden_states), heads(self.value, hidden_states)
+        query, key, value = (
+            heads(self.query, queried),
+            heads(self.key, hidden_states),
+            heads(self.value, hidden_states),
+        )
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         context, weights = attention(
             self,
@@ -147,7 +166,9 @@ class RankingAttentionMixin:
             **kwargs,
         )
         order = None
-        if rule is not None and not cls_only:
+        if cls_only:
+            order = torch.zeros(queried.shape[:2], dtype=torch.long, device=queried.device)
+        elif rule is not None:
             order = rank(significance(query, key, kept.mask, self.scaling), kept.mask)
         return context.reshape(*queried.shape[:-1], -1).contiguous(), weights, order
 
@@ -176,20 +197,20 @@ def retain(
     Returns:
         (B, K, D), and which word-vectors these are.
     """
-    if isinstance(rule, Extract):
-        # With [CLS] as the only query the context is that narrow already; taking its first entry changes nothing.
-        kept, (context, residual) = kept.gather(order, rule, context, residual)
-    output = project(context, residual)
+    if rule is None or order is None:
+        return project(context, residual), kept
     if isinstance(rule, SoftExtract):
-        output = soft_extract(output, order, rule.rank_weights)
-    return output, kept
+        return soft_extract(project(context, residual), order, rule.rank_weights), kept
+    kept, (context, residual) = kept.extract(order, rule, context, residual)
+    return project(context, residual), kept
 
 
-class RetentionEncoderMixin(nn.Module):
+class RetentionEncoderMixin:
     """The way of the word-vectors through all encoders of either host."""
 
-    config: RetentionConfig
+    config: Any
     retention_weights: nn.Parameter | None
+    register_parameter: Callable[[str, nn.Parameter | None], None]
 
     def add_retention_weights(self) -> None:
         """Create `r` (L, R) in soft mode. In fp32: in bf16 five hundred Adam steps of 5e-4 leave it at 1."""
@@ -204,7 +225,9 @@ class RetentionEncoderMixin(nn.Module):
         """The L encoders in order; ALBERT's is the same module again and again."""
         raise NotImplementedError
 
-    def rules(self, lengths: Tensor | None, batch_size: int, width: int, cls_only: bool, device: Any) -> Iterator[Rule]:
+    def rules(
+        self, lengths: Tensor | None, batch_size: int, width: int, cls_only: bool, device: Any
+    ) -> Iterator[Rule]:
         """What each encoder does with its word-vectors.
 
         Args:
@@ -216,16 +239,21 @@ class RetentionEncoderMixin(nn.Module):
         """
         mode, unit = self.config.active_retention_mode, self.config.retention_unit
         last = self.config.num_encoders - 1
-        if mode == "soft" and lengths is None:
-            lengths = torch.full((batch_size,), width, device=device)
+        weights = self.retention_weights
+        if mode == "soft" and weights is None:
+            raise ValueError(
+                "A model in soft mode needs retention weights, got none: it was built in another mode; load it with "
+                '`retention_mode="soft"`.'
+            )
         previous = None
         for encoder in range(self.config.num_encoders):
             if mode == "off":
                 yield None
             elif cls_only and encoder == last:
                 yield Extract(1, None)
-            elif mode == "soft":
-                yield SoftExtract(soft_extract_weights(self.retention_weights[encoder], lengths, width, unit))
+            elif weights is not None:
+                real = torch.full((batch_size,), width, device=device) if lengths is None else lengths
+                yield SoftExtract(soft_extract_weights(weights[encoder], real, width, unit))
             else:
                 entry = self.config.retention_config[encoder]
                 kept = retention_count(entry, width, unit)
@@ -243,16 +271,17 @@ class RetentionEncoderMixin(nn.Module):
         output_kept_positions: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> PoWERModelOutput:
-        """`BertEncoder.forward` and `AlbertTransformer.forward` (transformers 5.23), with a mask and a rule per encoder.
+        """`BertEncoder.forward`, `AlbertTransformer.forward` (transformers 5.23), with a mask and a rule per encoder.
 
         Args:
             hidden_states: (B, T, D), the embeddings.
             attention_mask: (B, T), nonzero where real; `None` if all are.
             cls_only: whether only [CLS] is read of the result.
             output_kept_positions: whether to return which word-vectors leave each encoder.
+            kwargs: for the attention implementation.
 
         Raises:
-            ValueError: for a mask that is not (B, T).
+            ValueError: for a mask that is not (B, T), or for soft mode without retention weights.
         """
         batch_size, width = hidden_states.shape[:2]
         mask, lengths, positions = attention_mask, None, None
@@ -291,9 +320,8 @@ class RetentionEncoderMixin(nn.Module):
             hidden_states, kept = encoder(hidden_states, backend_mask, kept, rule, **kwargs)
             kept_positions.append(kept.positions)
 
-        weights = self.retention_weights
-        penalty = None
-        if self.config.active_retention_mode == "soft":
+        weights, penalty = self.retention_weights, None
+        if weights is not None:
             penalty = retention_penalty(retention_mass(weights[:-1] if cls_only else weights))
         return PoWERModelOutput(
             last_hidden_state=hidden_states,
@@ -302,16 +330,15 @@ class RetentionEncoderMixin(nn.Module):
         )
 
 
-class RetentionModelMixin:
+class RetentionModelMixin(PreTrainedModel):
     """What every PoWER model can do, with or without a head."""
 
-    config: RetentionConfig
     # Upstream's loss ignores `num_items_in_batch`; the Trainer would still skip its own division by the accumulation.
     accepts_loss_kwargs = False
-    _keep_in_fp32_modules_strict: Sequence[str] = ["retention_weights"]
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["retention_weights"]
     # A stock checkpoint has none, and a hard model wants none.
-    _keys_to_ignore_on_load_missing: Sequence[str] = [r"retention_weights$"]
-    _keys_to_ignore_on_load_unexpected: Sequence[str] = [r"retention_weights$"]
+    _keys_to_ignore_on_load_missing: ClassVar[list[str]] = [r"retention_weights$"]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"retention_weights$"]
 
     def __init__(self, config: RetentionConfig, *args: Any, **kwargs: Any) -> None:
         # `from_pretrained` sets fields one by one, after the configuration was checked.
@@ -391,7 +418,7 @@ class RetentionBaseModelMixin(RetentionModelMixin):
             token_type_ids: (B, T).
             position_ids: (B, T).
             inputs_embeds: (B, T, E), in place of `input_ids`.
-            cls_only: whether only [CLS] is read of the result, so that encoder L need compute no more (not in off mode).
+            cls_only: whether only [CLS] is read of the result; then encoder L computes no more, but in off mode.
             output_kept_positions: whether to return which word-vectors leave each encoder.
             kwargs: as upstream.
 

@@ -5,8 +5,8 @@
 One layer serves many depths here: what belongs to a depth, its rule, is passed to the layer and never kept on it.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -52,7 +52,7 @@ class PoWERAlbertAttention(RankingAttentionMixin, AlbertAttention):
 
 
 class PoWERAlbertLayer(GradientCheckpointingLayer, AlbertLayer):
-    """Identical to `AlbertLayer`, except that fewer word-vectors leave it than enter, and that it can be checkpointed."""
+    """Identical to `AlbertLayer`, except that fewer word-vectors leave it than enter, and that it checkpoints."""
 
     def __init__(self, config: PoWERAlbertConfig) -> None:
         super().__init__(config)
@@ -92,11 +92,11 @@ class PoWERAlbertPreTrainedModel(AlbertPreTrainedModel):
 
     config: PoWERAlbertConfig
     supports_gradient_checkpointing = True
-    _no_split_modules: Sequence[str] = ["AlbertEmbeddings", "PoWERAlbertLayer"]
+    _no_split_modules: ClassVar[list[str]] = ["AlbertEmbeddings", "PoWERAlbertLayer"]
 
 
 class PoWERAlbertModel(RetentionBaseModelMixin, PoWERAlbertPreTrainedModel, AlbertModel):
-    """`AlbertModel` whose encoders keep what the retention configuration says; with all retained it is `AlbertModel`."""
+    """`AlbertModel` whose encoders keep what the retention configuration says; with all retained it is upstream's."""
 
     def replace_modules(self) -> None:
         """The encoders."""

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """PoWER-BERT: transformers' BERT, and where word-vectors leave it. Parameter names are upstream's."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import (
@@ -87,11 +87,11 @@ class PoWERBertPreTrainedModel(BertPreTrainedModel):
     """Identical to `BertPreTrainedModel`, except for its configuration."""
 
     config: PoWERBertConfig
-    _no_split_modules: Sequence[str] = ["BertEmbeddings", "PoWERBertLayer"]
+    _no_split_modules: ClassVar[list[str]] = ["BertEmbeddings", "PoWERBertLayer"]
 
 
 class PoWERBertModel(RetentionBaseModelMixin, PoWERBertPreTrainedModel, BertModel):
-    """`BertModel` whose encoders keep what the retention configuration says; with all retained it is `BertModel`."""
+    """`BertModel` whose encoders keep what the retention configuration says; with all retained it is upstream's."""
 
     def replace_modules(self) -> None:
         """The encoders."""

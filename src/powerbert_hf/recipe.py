@@ -297,7 +297,8 @@ def measure(ours: PreTrainedModel, data: TaskData, batch_size: int) -> dict[str,
     features = data.eval.select(rows).select_columns(columns).to_list()
     batches = sorted_batches(features, DataCollatorWithPadding(data.tokenizer), batch_size)
     ours = ours.to("cuda" if torch.cuda.is_available() else "cpu")
-    timed = measure_speedup(ours, ours.to_stock(), [batch.to(ours.device) for batch in batches])
+    on_device = [{name: values.to(ours.device) for name, values in batch.items()} for batch in batches]
+    timed = measure_speedup(ours, ours.to_stock(), on_device)
     return {
         "predicted_speedup": predicted_speedup(ours.config, lengths),
         "measured_speedup": timed.measured,

@@ -63,7 +63,7 @@ def significance(query: Tensor, key: Tensor, mask: Tensor | None = None, scale: 
         (B, T) in float32, without gradient. A word-vector's attention to itself is not counted.
 
     Example:
-        With all-zero queries every row attends evenly: each of 4 word-vectors gets 1/4 from each of 3 others, per head.
+        With all-zero queries every row attends evenly: each of 4 word-vectors gets 1/4 from each of 3 others and head.
 
         >>> zeros = torch.zeros(1, 2, 4, 8)
         >>> significance(zeros, zeros)
@@ -205,15 +205,15 @@ def retention_count(entry: float, length: int | Tensor, unit: RetentionUnit) -> 
 
     Args:
         entry: the encoder's entry of the retention configuration.
-        length: real word-vectors of the *original* input, at least 1; an integer, a symbolic one, or an integer tensor.
+        length: real word-vectors of the *original* input, at least 1; an integer, symbolic or not, or integer tensor.
         unit: `"words"` keeps `min(length, entry)`, `"fraction"` keeps `max(1, ceil(entry * length - 1e-6))`.
 
     Returns:
         The count, of the type of `length`.
 
     Example:
-        >>> retention_count(8, 12, "words"), retention_count(0.25, 9, "fraction"), retention_count(7 / 30, 30, "fraction")
-        (8, 3, 7)
+        >>> retention_count(8, 12, "words"), retention_count(0.25, 9, "fraction")
+        (8, 3)
         >>> retention_count(0.5, torch.tensor([1, 4, 5]), "fraction")
         tensor([1, 2, 3])
     """

@@ -66,12 +66,8 @@ TASKS: dict[str, Task] = {
     "sst2": Task(
         ("sentence",), "accuracy", ("negative", "positive"), 64, hyperparameters=_published(64, 3e-5, 5e-4, 2e-4)
     ),
-    "mrpc": Task(
-        ("sentence1", "sentence2"), "f1", _EQUIVALENT, 128, hyperparameters=_published(64, 6e-5, 3e-3, 3e-3)
-    ),
-    "stsb": Task(
-        ("sentence1", "sentence2"), "spearmanr", (), 64, hyperparameters=_published(64, 3e-5, 3e-3, 1e-3)
-    ),
+    "mrpc": Task(("sentence1", "sentence2"), "f1", _EQUIVALENT, 128, hyperparameters=_published(64, 6e-5, 3e-3, 3e-3)),
+    "stsb": Task(("sentence1", "sentence2"), "spearmanr", (), 64, hyperparameters=_published(64, 3e-5, 3e-3, 1e-3)),
     "qqp": Task(
         ("question1", "question2"),
         "f1",
@@ -223,12 +219,12 @@ def load_splits(
     Raises:
         ValueError: where nothing is to be read, or a split is missing.
     """
-    if (dataset is None) == (train_file is None):
-        raise ValueError("Pass either `--dataset` or `--train-file` (with `--eval-file`), got both or neither.")
-    if dataset is None:
+    if dataset is None and train_file is not None:
         if eval_file is None:
             raise ValueError("`--train-file` needs an `--eval-file` to report on; split one off your data.")
         return _read_file(train_file), _read_file(eval_file)
+    if dataset is None or train_file is not None:
+        raise ValueError("Pass either `--dataset` or `--train-file` (with `--eval-file`), got both or neither.")
     folder = Path(dataset)
     if (folder / "dataset_dict.json").is_file():
         splits = datasets.load_from_disk(dataset)
@@ -264,10 +260,14 @@ def choose_columns(
     """
     columns = dataset.column_names
     if label_column is None:
-        label_column = task.label_column if task else next((name for name in ("label", "labels") if name in columns), "")
+        label_column = (
+            task.label_column if task else next((name for name in ("label", "labels") if name in columns), "")
+        )
     chosen = list(text_columns or (task.text_columns if task else ()))
     if not chosen:
-        strings = [n for n, kind in dataset.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")]
+        strings = [
+            n for n, kind in dataset.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")
+        ]
         chosen = [name for name in strings if name != label_column]
         if len(chosen) not in (1, 2):
             raise ValueError(f"Name one or two `--text-columns`; the data has {', '.join(columns)}.")
@@ -349,7 +349,9 @@ def tokenize(
     encoded = dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="tokenise")
     at_limit = sum(length == max_length for length in encoded["length"])
     if at_limit:
-        logger.info("%d of %d inputs fill or exceed %d word-pieces and are cut there", at_limit, len(encoded), max_length)
+        logger.info(
+            "%d of %d inputs fill or exceed %d word-pieces and are cut there", at_limit, len(encoded), max_length
+        )
     return encoded.add_column("labels", list(labels))
 
 

@@ -17,8 +17,8 @@ from .retention import clamp_retention_weights, retention_mass
 class PoWERTrainingArguments(TrainingArguments):
     """`TrainingArguments` and what the search of a configuration needs.
 
-    The paper tunes both per task (section 4, in ranges of 1e-4 to 1e-3 and 1e-4 to 1e-2); IBM's published values are in
-    `powerbert_hf.tasks`.
+    The paper tunes both per task (section 4), lambda in 1e-4 to 1e-3 and the rate in 1e-4 to 1e-2; IBM's published
+    values are in `powerbert_hf.tasks`.
 
     Args:
         retention_lambda (`float`, *optional*, defaults to 1e-3):
@@ -50,7 +50,7 @@ class PoWERTrainingArguments(TrainingArguments):
 class ClampRetentionWeights(TrainerCallback):
     """Brings the retention weights back to [0, 1] after each optimizer step."""
 
-    def on_optimizer_step(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
+    def on_optimizer_step(self, *args: Any, model: Any, **kwargs: Any) -> None:
         """See `TrainerCallback`; `model` is the unwrapped one."""
         clamp_retention_weights(model.retention_weights)
 
@@ -58,8 +58,8 @@ class ClampRetentionWeights(TrainerCallback):
 class PoWERTrainer(Trainer):
     """`Trainer` for any mode. In soft mode it adds the penalty, trains the retention weights and logs the masses.
 
-    With another mode it is `Trainer`. The logs of soft mode hold, besides `loss`: `task_loss`, `retention_penalty` (both
-    averaged since the last log, the penalty without lambda) and `retention_mass_1` to `retention_mass_L`.
+    In any other mode it is `Trainer`. The logs of soft mode hold, besides `loss`: `task_loss` and `retention_penalty`,
+    averaged since the last log, the penalty without lambda, and `retention_mass_1` to `retention_mass_L`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -109,10 +109,8 @@ class PoWERTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The task's loss and, while training in soft mode, `retention_lambda` times the penalty (paper, section 3.3)."""
-        loss, outputs = super().compute_loss(
-            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
+        """The task's loss and, while training in soft mode, `retention_lambda` times the penalty (paper, 3.3)."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         penalty = outputs.get("retention_penalty") if isinstance(outputs, dict) else None
         if penalty is not None and model.training:
             self._since_last_log["task_loss"].append(loss.detach())
@@ -126,10 +124,11 @@ class PoWERTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Upstream's log, with the parts of the loss and the masses beside the training loss."""
-        if "loss" in logs and self._since_last_log:
+        weights = self._retention_weights
+        if "loss" in logs and self._since_last_log and weights is not None:
             for name, values in self._since_last_log.items():
                 logs[name] = torch.stack(values).mean().item()
             self._since_last_log.clear()
-            for encoder, mass in enumerate(retention_mass(self._retention_weights.detach()).tolist(), start=1):
+            for encoder, mass in enumerate(retention_mass(weights.detach()).tolist(), start=1):
                 logs[f"retention_mass_{encoder}"] = mass
         super().log(logs, start_time)
