@@ -184,6 +184,19 @@ def test_set_retention_changes_a_live_model_and_refuses_without_harm(host, batch
     assert soft.config.active_retention_mode == "hard"
 
 
+def test_the_mode_of_a_live_soft_model_can_be_changed_and_back(host, batch):
+    ours = host.make(**SOFT["words"], retention_config=[8, 5, 3])
+    assert ours(**batch).retention_penalty is not None
+    ours.config.retention_mode = "hard"
+    outputs = ours(**batch, output_kept_positions=True)
+    assert [kept.shape[1] for kept in outputs.kept_positions] == [8, 5, 1]
+    assert outputs.retention_penalty is None
+    hard = host.make(retention_config=[8, 5, 3])
+    hard.config.retention_mode = "soft"
+    with pytest.raises(ValueError, match='load it with `retention_mode="soft"`'):
+        hard(**batch)
+
+
 def test_a_mask_of_four_dimensions_is_refused(host, batch):
     ours = host.make(retention_config=[8, 5, 3])
     with pytest.raises(ValueError, match=r"must have shape \(batch, length\).*got \(5, 1, 12, 12\)"):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 TOLERANCE = 1e-5
 FULL = {
@@ -128,6 +128,17 @@ def test_auto_classes_load_what_was_saved(host, batch, tmp_path):
     base = AutoModel.from_pretrained(tmp_path)
     assert type(base) is host.base
     assert base.config.retention_config == [6, 4, 2]
+
+
+def test_auto_tokenizer_knows_our_configurations(host, tokenizer, tmp_path):
+    """Also where a folder does not name the class of its tokenizer, as many older ones do not."""
+    host.config(**host.fields).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(loaded).__name__ == {"bert": "BertTokenizer", "albert": "AlbertTokenizer"}[host.name]
+    if host.name == "bert":
+        assert loaded("the film")["input_ids"] == tokenizer("the film")["input_ids"]
 
 
 def test_new_weights_are_drawn_as_upstream_draws_them(host):

@@ -142,12 +142,21 @@ def test_a_fine_tuned_model_is_not_trained_on_all_word_vectors_again(host, input
         assert torch.equal(weight, stock.state_dict()[name]), name
 
 
-def test_a_fine_tuned_model_with_other_labels_is_refused(inputs, capsys, host, tmp_path):
+def test_a_fine_tuned_model_keeps_its_order_of_labels(inputs, host, tmp_path):
     stock = host.stock.from_pretrained(tmp_path / "model")
     stock.config.id2label = {0: "Positive", 1: "Negative"}
     stock.save_pretrained(tmp_path / "model")
+    assert cli.main(["train", *inputs, "--fine-tuned"]) == 0
+    final = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "final")
+    assert final.config.id2label == {0: "Positive", 1: "Negative"}
+
+
+def test_a_fine_tuned_model_with_other_labels_is_refused(inputs, capsys, host, tmp_path):
+    stock = host.stock.from_pretrained(tmp_path / "model")
+    stock.config.id2label = {0: "spam", 1: "ham"}
+    stock.save_pretrained(tmp_path / "model")
     assert cli.main(["train", *inputs, "--fine-tuned"]) == 2
-    assert "must have the data's labels in the data's order (negative, positive)" in capsys.readouterr().err
+    assert "must know the data's labels (negative, positive), got spam, ham" in capsys.readouterr().err
 
 
 def test_words_are_a_unit_too(inputs, tmp_path):

@@ -77,6 +77,18 @@ def test_label_kinds():
     assert read([0.5, 2.0], Value("float32"))[2:] == ((), "regression")
 
 
+@pytest.mark.parametrize("kind", [None, ClassLabel(names=["negative", "positive"])])
+def test_the_models_order_of_labels_holds_where_it_knows_them(kind):
+    values = ["negative", "positive"] if kind is None else [0, 1]
+    frame = Dataset.from_dict({"label": values}, features=Features(label=kind) if kind else None)
+    models = ("NEUTRAL", "POSITIVE", "NEGATIVE")
+    assert tasks.read_labels(frame, frame, "label", models)[0::2] == ([2, 1], models)
+    assert tasks.read_labels(frame, frame, "label", ("sports", "politics"))[0::2] == (
+        [0, 1],
+        ("negative", "positive"),
+    )
+
+
 @pytest.mark.parametrize(
     ("train", "held_out", "message"),
     [

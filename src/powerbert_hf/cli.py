@@ -190,7 +190,9 @@ def _parse(command: str, argv: list[str], kinds: list[type], require_output: boo
     task = data_args.task or infer_task(data_args.dataset, data_args.subset)
     if task is not None and task not in TASKS:
         raise ValueError(f"`--task` must be one of {', '.join(TASKS)}, got {task!r}; leave it out for your own data.")
-    parser = HfArgumentParser(kinds, prog=f"powerbert {command}", allow_abbrev=False)
+    # Upstream's options fill pages: an error need not repeat them, `--help` does.
+    usage = f"powerbert {command} --model MODEL {'--output-dir FOLDER ' if require_output else ''}[options]"
+    parser = HfArgumentParser(kinds, prog=f"powerbert {command}", usage=usage, allow_abbrev=False)
     defaults = {**_TRAINING_DEFAULTS, **(TASKS[task].hyperparameters if task else {})}
     # Upstream wants both to be said on a machine without an accelerator: the one for `--bf16`, the other not to warn.
     accelerated = torch.accelerator.is_available()
@@ -213,8 +215,9 @@ def _settings(args: Any) -> dict[str, Any]:
 
 
 def _load_data(data_args: DataArguments, model: str, seed: int) -> Any:
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
+    from .recipe import named_labels
     from .tasks import TASKS, load_splits, prepare_data
 
     task = TASKS[data_args.task] if data_args.task else None
@@ -231,6 +234,7 @@ def _load_data(data_args: DataArguments, model: str, seed: int) -> Any:
         data_args.max_length,
         data_args.max_train_samples,
         data_args.max_eval_samples,
+        named_labels(AutoConfig.from_pretrained(model)),
         seed,
         source,
     )

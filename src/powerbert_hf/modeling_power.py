@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceCl
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, is_tracing
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -149,11 +149,8 @@ class RankingAttentionMixin:
         def heads(projection: nn.Module, states: Tensor) -> Tensor:
             return projection(states).view(*states.shape[:-1], -1, self.attention_head_size).transpose(1, 2)
 
-        query, key, value = (
-            heads(self.query, queried),
-            heads(self.key, hidden_states),
-            heads(self.value, hidden_states),
-        )
+        query = heads(self.query, queried)
+        key, value = heads(self.key, hidden_states), heads(self.value, hidden_states)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         context, weights = attention(
             self,
@@ -251,14 +248,14 @@ class RetentionEncoderMixin:
                 yield None
             elif cls_only and encoder == last:
                 yield Extract(1, None)
-            elif weights is not None:
+            elif mode == "soft" and weights is not None:
                 real = torch.full((batch_size,), width, device=device) if lengths is None else lengths
                 yield SoftExtract(soft_extract_weights(weights[encoder], real, width, unit))
             else:
                 entry = self.config.retention_config[encoder]
                 kept = retention_count(entry, width, unit)
                 # Comparing the width would tie a traced graph to it.
-                drops_nothing = entry == previous or (not torch.compiler.is_compiling() and kept == width)
+                drops_nothing = entry == previous or (not is_tracing() and kept == width)
                 counts = None if lengths is None else retention_count(entry, lengths, unit)
                 yield None if drops_nothing else Extract(kept, counts)
                 previous = entry
@@ -293,7 +290,7 @@ class RetentionEncoderMixin:
                 )
             if mask is not None:
                 mask = mask.to(hidden_states.device, torch.bool)
-                if not torch.compiler.is_compiling() and mask.all():
+                if not is_tracing() and mask.all():
                     mask = None
             if mask is not None:
                 # Position 0 stays whatever its mask says, so it counts.
@@ -321,7 +318,7 @@ class RetentionEncoderMixin:
             kept_positions.append(kept.positions)
 
         weights, penalty = self.retention_weights, None
-        if weights is not None:
+        if weights is not None and self.config.active_retention_mode == "soft":
             penalty = retention_penalty(retention_mass(weights[:-1] if cls_only else weights))
         return PoWERModelOutput(
             last_hidden_state=hidden_states,

@@ -9,6 +9,7 @@ and goes on from the last checkpoint where one was interrupted.
 import copy
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,6 +92,16 @@ def load_classifier(model: str | Path | PreTrainedModel, **fields: Any) -> PreTr
     if model_type not in _CLASSIFIERS:
         raise ValueError(f"Only BERT and ALBERT models can be made faster here, got {model_type!r} from {model}.")
     return _CLASSIFIERS[model_type].from_pretrained(model, dtype=torch.float32, **fields)
+
+
+def named_labels(config: Any) -> tuple[str, ...]:
+    """The labels of a model in its own order; empty where they are upstream's place-holders.
+
+    Args:
+        config: of any classifier.
+    """
+    names = tuple(str(config.id2label[number]) for number in range(config.num_labels))
+    return () if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
 
 
 def fine_tune(model: str | Path | PreTrainedModel, data: TaskData, args: PoWERTrainingArguments) -> TrainedStep:
@@ -310,12 +321,11 @@ def measure(ours: PreTrainedModel, data: TaskData, batch_size: int) -> dict[str,
 
 def _check_labels(config: Any, data: TaskData) -> None:
     """A model that is taken as it is must mean by its label numbers what the data means."""
-    theirs = [str(config.id2label[number]).lower() for number in range(config.num_labels)]
-    wanted = [str(name).lower() for name in data.label_fields["id2label"].values()]
-    if len(theirs) != len(wanted) or (theirs != wanted and set(theirs) == set(wanted)):
+    theirs = named_labels(config) or data.label_names
+    if config.num_labels != max(1, len(data.label_names)) or tuple(theirs) != data.label_names:
         raise ValueError(
-            f"A fine-tuned model must have the data's labels in the data's order ({', '.join(wanted)}), got "
-            f"{', '.join(theirs)}; leave out `--fine-tuned` to train a head for them."
+            f"A fine-tuned model must know the data's labels ({', '.join(data.label_names) or 'a number'}), got "
+            f"{', '.join(config.id2label.values())}; leave out `--fine-tuned` to train a head for them."
         )
 
 

@@ -291,7 +291,8 @@ def read_labels(
         train: the training split.
         held_out: the split to report.
         column: where the labels are. Class numbers, whole numbers or strings are classes; floats are a regression.
-        names: names of the classes, where they are known and fit.
+        names: the classes in the order of the model or the task. It holds where the data has no other classes, in any
+            case of letters; else the data's own order does, strings sorted.
 
     Returns:
         The labels of both splits, the names by number, and the problem type.
@@ -299,7 +300,7 @@ def read_labels(
     Raises:
         ValueError: for missing labels, a single class, or a class that is only in the split to report.
     """
-    raw = {"training": train[column], "reported": held_out[column]}
+    raw = {"training": list(train[column]), "reported": list(held_out[column])}
     for split, values in raw.items():
         if not values:
             raise ValueError(f"The {split} split is empty; pass a file with rows.")
@@ -307,21 +308,24 @@ def read_labels(
         missing = sum(value is None or value != value or (value == -1 and type(value) is int) for value in values)
         if missing:
             raise ValueError(f"Every row needs a label, got {missing} without in the {split} split; drop these rows.")
-    feature = train.features[column]
     if isinstance(raw["training"][0], float):
-        return list(raw["training"]), list(raw["reported"]), (), "regression"
+        return raw["training"], raw["reported"], (), "regression"
     classes = sorted(set(raw["training"]))
-    if isinstance(feature, datasets.ClassLabel):
-        classes, names = list(range(feature.num_classes)), feature.names
-    elif isinstance(classes[0], str):
-        names = classes
-    elif len(names) > classes[-1]:
-        classes = list(range(len(names)))
-    else:
-        names = [str(value) for value in classes]
     if len(classes) < 2:
         raise ValueError(f"Column {column!r} must hold at least two classes, got only {classes}.")
-    number = {value: position for position, value in enumerate(classes)}
+    feature = train.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        spelled = dict(enumerate(feature.names))
+    elif isinstance(classes[0], int) and classes[0] >= 0 and classes[-1] < len(names):
+        spelled = dict(enumerate(names))
+    else:
+        spelled = {value: str(value) for value in classes}
+    order = {name.lower(): number for number, name in enumerate(names)}
+    if all(name.lower() in order for name in spelled.values()):
+        number = {value: order[name.lower()] for value, name in spelled.items()}
+    else:
+        number = {value: position for position, value in enumerate(spelled)}
+        names = list(spelled.values())
     unknown = sorted({str(value) for value in raw["reported"] if value not in number})
     if unknown:
         raise ValueError(f"Classes {', '.join(unknown)} are in the reported split but not in the training split.")
@@ -365,6 +369,7 @@ def prepare_data(
     max_length: int | None = None,
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
+    label_names: Sequence[str] = (),
     seed: int = 42,
     source: dict[str, Any] | None = None,
 ) -> TaskData:
@@ -380,6 +385,7 @@ def prepare_data(
         max_length: word-pieces to truncate to; at most the tokenizer's maximum.
         max_train_samples: rows to draw of the training split.
         max_eval_samples: rows to draw of the split to report.
+        label_names: the model's, which give the labels their numbers; the task's by default.
         seed: of these draws.
         source: kept for the report.
 
@@ -388,8 +394,8 @@ def prepare_data(
     """
     texts, label_column = choose_columns(train, text_columns, label_column, task)
     choose_columns(held_out, texts, label_column, task)
-    names = task.label_names if task else ()
-    train_labels, eval_labels, names, problem_type = read_labels(train, held_out, label_column, names)
+    expected = label_names or (task.label_names if task else ())
+    train_labels, eval_labels, names, problem_type = read_labels(train, held_out, label_column, expected)
     limit = min(max_length or (task and task.max_length) or 512, tokenizer.model_max_length)
     splits = []
     for split, labels, rows in ((train, train_labels, max_train_samples), (held_out, eval_labels, max_eval_samples)):
@@ -404,7 +410,7 @@ def prepare_data(
         tokenizer=tokenizer,
         metric=task.metric if task and task.metric in known else known[0],
         problem_type=problem_type,
-        label_names=tuple(names),
+        label_names=names,
         source={
             **(source or {}),
             "text_columns": texts,

@@ -1,0 +1,83 @@
+"""Every example runs, and the code in README is what it says."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+import powerbert_hf
+from powerbert_hf import cli, demo
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_example_runs(example, tmp_path):
+    out = tmp_path / "out"
+    subprocess.run(
+        [sys.executable, str(example), "--smoke", f"--output-dir={out}"],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert isinstance(model, powerbert_hf.PoWERBertForSequenceClassification)
+    assert model.config.active_retention_mode == "hard"
+
+
+def test_python_in_readme_compiles_and_names_what_there_is():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        compile(block, "README.md", "exec")
+        for names in re.findall(r"from powerbert_hf import (.*)", block):
+            assert all(hasattr(powerbert_hf, name.strip()) for name in names.split(","))
+
+
+def test_commands_in_readme_are_ones_that_the_parser_takes(monkeypatch):
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^powerbert (train) (.*)$", text, flags=re.MULTILINE)
+    assert len(commands) == 2
+    taken = []
+    monkeypatch.setattr(cli, "run_training", lambda *parsed: taken.append(parsed[0].model))
+    for command, options in commands:
+        assert cli.main([command, *options.split()]) == 0
+    assert taken == ["bert-base-uncased", "my/fine-tuned-bert"]
+
+
+def test_readmes_first_six_lines_predict(host, tokenizer, tmp_path):
+    """With a small checkpoint in the place of the one on the Hub."""
+    if host.name != "bert":
+        pytest.skip("README shows BERT")
+    host.make_stock(num_hidden_layers=3).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    block = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)[0]
+    block = re.sub(r'name = ".*?"', f"name = {str(tmp_path)!r}", block)
+    block = re.sub(r"keep = \[.*?\]", "keep = [0.9, 0.6, 0.5]", block)
+    out = subprocess.check_output([sys.executable, "-c", block], text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert "'label': 'LABEL_" in out
+
+
+def test_demo_texts_vary_in_length_and_few_words_decide(tmp_path):
+    import numpy as np
+
+    reviews = demo.make_reviews(2000, np.random.default_rng(0))
+    lengths = [len(text.split()) for text, _ in reviews]
+    assert min(lengths) < 10
+    assert max(lengths) > 50
+    # Words that are not opinions say nothing of the class; those that are leave some doubt, the wrong labels.
+    opinions = {**dict.fromkeys(demo._GOOD, 1), **dict.fromkeys(demo._BAD, -1)}
+    right = 0
+    for text, label in reviews:
+        words = text.split()
+        said = sum(
+            opinions.get(word, 0) * (-1 if "not" in words[max(0, place - 2) : place] else 1)
+            for place, word in enumerate(words)
+        )
+        right += (said > 0) == (label == "good")
+    assert right / len(reviews) == pytest.approx(1 - demo._WRONG_LABELS, abs=0.02)
+    assert demo.make_demo(tmp_path / "demo", 1) == demo.make_demo(tmp_path / "demo", 1)
