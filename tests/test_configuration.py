@@ -41,6 +41,14 @@ def test_a_contradiction_made_later_is_refused_on_saving_and_on_building(host, t
         host.classifier(config)
 
 
+def test_upstreams_configuration_is_converted_by_its_fields_and_refused_as_it_is(host):
+    upstream = host.stock_config(**host.fields)
+    assert host.config(**upstream.to_dict()).model_type == host.config.model_type
+    for model in (host.base, host.classifier):
+        with pytest.raises(ValueError, match=rf"needs a {host.config.__name__}, got a {host.stock_config.__name__}"):
+            model(upstream)
+
+
 def test_decoders_are_refused():
     from conftest import Host
 

@@ -110,25 +110,30 @@ def test_the_same_command_again_trains_nothing_and_another_is_refused(inputs, tm
 
 
 def test_an_interrupted_run_goes_on_to_the_same_model(inputs, tmp_path, monkeypatch):
+    """Stopped in the middle of the search: step 1 stands, and the search goes on from its last checkpoint."""
+    inputs = [*inputs, "--num-train-epochs=2"]
     assert cli.main(["train", *inputs]) == 0
     wanted = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
     shutil.rmtree(tmp_path / "run")
 
-    search = recipe.search_configuration
+    losses = []
+    compute_loss = PoWERTrainer.compute_loss
 
-    def killed(*args, **kwargs):
-        search(*args, **kwargs)
-        raise KeyboardInterrupt
+    def interrupted(self, *args, **kwargs):
+        losses.append(self.args.output_dir)
+        if sum(folder.endswith("searched") for folder in losses) == 6:
+            raise KeyboardInterrupt
+        return compute_loss(self, *args, **kwargs)
 
-    monkeypatch.setattr(recipe, "search_configuration", killed)
+    monkeypatch.setattr(PoWERTrainer, "compute_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cli.main(["train", *inputs])
-    monkeypatch.setattr(recipe, "search_configuration", search)
-    # The finished step stands; the other left a checkpoint at its end.
     assert (tmp_path / "run" / "fine_tuned").is_dir()
     assert not (tmp_path / "run" / "searched").exists()
-    assert list((tmp_path / "run" / "checkpoints" / "searched").glob("checkpoint-*"))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints" / "searched").iterdir()] == ["checkpoint-4"]
+    losses.clear()
     assert cli.main(["train", *inputs]) == 0
+    assert losses[0].endswith("searched")
     assert (tmp_path / "run" / "final" / "model.safetensors").read_bytes() == wanted
 
 
@@ -157,6 +162,37 @@ def test_a_fine_tuned_model_with_other_labels_is_refused(inputs, capsys, host, t
     stock.save_pretrained(tmp_path / "model")
     assert cli.main(["train", *inputs, "--fine-tuned"]) == 2
     assert "must know the data's labels (negative, positive), got spam, ham" in capsys.readouterr().err
+
+
+def test_a_fine_tuned_model_without_names_of_labels_or_without_a_head_is_refused(inputs, capsys, host, tmp_path):
+    """Place-holders say nothing of what a number means, and a new head would make a poor base."""
+    assert cli.main(["train", *inputs, "--fine-tuned"]) == 2
+    assert "got LABEL_0, LABEL_1; set `id2label`" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "run")
+    host.stock_base(host.stock_config(**host.fields)).save_pretrained(tmp_path / "model")
+    assert cli.main(["train", *inputs, "--fine-tuned"]) == 2
+    assert "must have a classification head, got none" in capsys.readouterr().err
+
+
+def test_a_corrected_command_runs_after_one_that_was_refused(inputs, tmp_path):
+    assert cli.main(["train", *inputs, "--text-columns=nothing"]) == 2
+    assert not (tmp_path / "run").exists()
+    assert cli.main(["train", *inputs]) == 0
+
+
+def test_tokens_are_not_written_down(inputs, tmp_path):
+    assert cli.main(["train", *inputs, "--hub-token=hf_secret1", "--hub_token", "hf_secret2"]) == 0
+    assert "hf_secret" not in (tmp_path / "run" / "command.json").read_text()
+
+
+def test_models_of_either_library_can_be_given_as_they_are(host, batch):
+    stock = host.make_stock()
+    ours = recipe.load_classifier(stock, retention_config=[6, 4, 2])
+    assert type(ours) is host.classifier
+    ours.set_retention(None)
+    assert torch.equal(ours.eval()(**batch).logits, stock(**batch).logits)
+    other = recipe.load_classifier(stock, id2label={0: "a", 1: "b", 2: "c"}, label2id={"a": 0, "b": 1, "c": 2})
+    assert other(**batch).logits.shape == (5, 3)
 
 
 def test_words_are_a_unit_too(inputs, tmp_path):
@@ -193,6 +229,9 @@ def test_evaluate_measures_a_model_on_a_file(inputs, tmp_path, capsys):
     assert printed["accuracy"] == pytest.approx(report["final"])
     assert printed["predicted_speedup"] == pytest.approx(report["predicted_speedup"])
     assert printed["rows"] == 40
+    (tmp_path / "other.csv").write_text("text,label\nthe film,spam\na film,ham\nit is,eggs\n")
+    assert cli.main(["evaluate", str(final), f"--eval-file={tmp_path / 'other.csv'}", "--disable-tqdm=true"]) == 2
+    assert "must know the data's labels (eggs, ham, spam), got negative, positive" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -42,12 +42,19 @@ def test_significance_has_no_gradient_and_does_not_see_padding():
     assert torch.equal(padded[:, 5:], torch.zeros(1, 4))
 
 
-def test_significance_of_half_precision_is_computed_in_float32():
+def test_significance_of_half_precision_is_summed_in_float32():
+    """A sum over hundreds of rows in bf16 would be wrong in its third digit; only the scores are that coarse."""
     torch.manual_seed(0)
-    query, key = torch.randn(2, 1, 2, 7, 4)
-    result = retention.significance(query.bfloat16(), key.bfloat16())
+    query, key = (torch.randn(1, 2, 300, 4).bfloat16() for _ in range(2))
+    result = retention.significance(query, key)
     assert result.dtype == torch.float32
-    torch.testing.assert_close(result, retention.significance(query, key), atol=0.05, rtol=0.05)
+    scores = (query @ key.transpose(-1, -2) * 4**-0.5).double()
+    attention = scores.softmax(-1).sum(1) * (1 - torch.eye(300))
+    torch.testing.assert_close(result, attention.sum(1).float(), atol=1e-4, rtol=1e-4)
+
+
+def test_overflow_in_the_significance_does_not_unseat_cls():
+    assert retention.rank(torch.tensor([[0.5, float("nan"), 0.2]])).tolist() == [[0, 2, 1]]
 
 
 @pytest.mark.parametrize("width", SIZES)
@@ -111,11 +118,9 @@ def test_soft_extract_equals_reference_forward_and_backward(unit, entries, width
 
 
 @pytest.mark.parametrize("unit", ["words", "fraction"])
-def test_weights_of_one_leave_every_rank_at_exactly_one(unit):
-    lengths = torch.arange(1, 301)
-    assert torch.equal(
-        retention.soft_extract_weights(torch.ones(128), lengths, 300, unit), torch.ones(300, 300)
-    ) or torch.allclose(retention.soft_extract_weights(torch.ones(128), lengths, 300, unit), torch.ones(()), atol=5e-7)
+def test_weights_of_one_leave_every_rank_at_one(unit):
+    weights = retention.soft_extract_weights(torch.ones(128), torch.arange(1, 301), 300, unit)
+    torch.testing.assert_close(weights, torch.ones(300, 300), atol=5e-7, rtol=0)
 
 
 @pytest.mark.parametrize("length", [1, 3, 30, 97])
@@ -132,7 +137,8 @@ def test_fractions_conserve_mass_at_every_length(length):
 def test_fraction_counts_equal_reference(entry, length):
     expected = reference.count(entry, length, "fraction")
     assert retention.retention_count(entry, length, "fraction") == expected
-    assert retention.retention_count(entry, torch.tensor([length]), "fraction").tolist() == [expected]
+    for dtype in (torch.int32, torch.int64):
+        assert retention.retention_count(entry, torch.tensor([length], dtype=dtype), "fraction").tolist() == [expected]
 
 
 @given(entry=st.integers(1, 600), length=st.integers(1, 600))

@@ -102,6 +102,13 @@ def test_default_rate_lets_a_weight_just_fall_from_1_to_0(host, dataset, tokeniz
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
 
 
+def test_an_optimizer_of_the_users_own_keeps_its_rates(host, dataset, tokenizer, tmp_path):
+    trainer = make_trainer(host.make(**SOFT), dataset, tokenizer, tmp_path)
+    trainer.optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=3e-5)
+    trainer.create_optimizer_and_scheduler(num_training_steps=10)
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [3e-5]
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_accumulated_gradients_equal_those_of_one_batch(host, dataset, tokenizer, tmp_path, smoothing):
     """Texts of one length, so that a mean of means is the mean; no dropout, so that only the arithmetic counts."""

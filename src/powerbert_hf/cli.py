@@ -5,7 +5,9 @@
 import argparse
 import json
 import logging
+import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -47,10 +49,16 @@ class DataArguments:
 
 
 @dataclass
-class RecipeArguments:
-    """What to make faster, and how."""
+class ModelArguments:
+    """Which model."""
 
     model: str = field(metadata={"help": "Hub id, or a folder, of a BERT or ALBERT checkpoint."})
+
+
+@dataclass
+class RecipeArguments(ModelArguments):
+    """What to make faster, and how."""
+
     retention_unit: str = field(
         default="fraction",
         metadata={
@@ -122,8 +130,18 @@ def run_training(
     from .recipe import run_recipe
     from .report import format_report
 
-    _claim_folder(Path(args.output_dir), argv, typed)
+    if args.push_to_hub or args.world_size > 1:
+        raise ValueError(
+            "`powerbert train` runs in one process and publishes nothing, got `--push-to-hub` or several processes; "
+            "publish `final/` with its `push_to_hub`."
+        )
+    folder = Path(args.output_dir)
+    going_on = _check_folder(folder, typed)
     data = _load_data(data_args, recipe_args.model, args.seed)
+    if going_on:
+        _say(f"going on with the run in {folder}")
+    else:
+        _write_command(folder, argv, typed)
     result = run_recipe(
         recipe_args.model,
         data,
@@ -139,23 +157,27 @@ def _evaluate(argv: list[str]) -> None:
     import torch
 
     from .cost import predicted_speedup, share_kept
-    from .recipe import evaluate_model, load_classifier
+    from .recipe import check_labels, evaluate_model, load_classifier
     from .trainer import PoWERTrainingArguments
 
     # The model is the one positional argument; everything else has a name.
-    model, argv = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
-    if model is not None:
-        argv = ["--model", model, *argv]
-    recipe_args, data_args, args = _parse("evaluate", argv, [RecipeArguments, DataArguments, PoWERTrainingArguments])
+    if argv and not argv[0].startswith("-"):
+        argv = ["--model", *argv]
+    model_args, data_args, args = _parse("evaluate", argv, [ModelArguments, DataArguments, PoWERTrainingArguments])
     if data_args.dataset is None and data_args.train_file is None:
         # Files to measure on need no training split.
         data_args.train_file = data_args.eval_file
-    classifier = load_classifier(recipe_args.model)
-    data = _load_data(data_args, recipe_args.model, args.seed)
+    classifier = load_classifier(model_args.model, needs_head=True)
+    data = _load_data(data_args, model_args.model, args.seed)
+    check_labels(classifier.config, data)
     lengths = torch.tensor(data.eval["length"])
     kept = share_kept(classifier.config, lengths)
+    with tempfile.TemporaryDirectory() as folder:
+        # A `Trainer` makes its output folder even if nothing goes there.
+        args.output_dir = folder
+        metrics = evaluate_model(classifier, data, args)
     result = {
-        **evaluate_model(classifier, data, args),
+        **metrics,
         "rows": len(data.eval),
         "mean_length": lengths.double().mean().item(),
         "word_vectors_kept": sum(kept) / len(kept),
@@ -210,15 +232,15 @@ def _settings(args: Any) -> dict[str, Any]:
     from .trainer import PoWERTrainingArguments
 
     plain = PoWERTrainingArguments(output_dir=args.output_dir).to_dict()
-    volatile = {"output_dir", "logging_dir", "run_name", "hub_token", "push_to_hub_token", "disable_tqdm"}
+    volatile = {"output_dir", "run_name", "hub_token", "disable_tqdm"}
     return {name: value for name, value in args.to_dict().items() if name not in volatile and plain[name] != value}
 
 
 def _load_data(data_args: DataArguments, model: str, seed: int) -> Any:
     from transformers import AutoConfig, AutoTokenizer
 
-    from .recipe import named_labels
-    from .tasks import TASKS, load_splits, prepare_data
+    from .data import load_splits, prepare_data
+    from .tasks import TASKS
 
     task = TASKS[data_args.task] if data_args.task else None
     train, held_out = load_splits(data_args.dataset, data_args.subset, data_args.train_file, data_args.eval_file, task)
@@ -228,39 +250,47 @@ def _load_data(data_args: DataArguments, model: str, seed: int) -> Any:
         train,
         held_out,
         AutoTokenizer.from_pretrained(model),
+        AutoConfig.from_pretrained(model),
         task,
         columns,
         data_args.label_column,
         data_args.max_length,
         data_args.max_train_samples,
         data_args.max_eval_samples,
-        named_labels(AutoConfig.from_pretrained(model)),
         seed,
         source,
     )
 
 
-def _claim_folder(folder: Path, argv: list[str], typed: dict[str, Any]) -> None:
-    """Write down what was typed, or make sure that the folder belongs to the same command.
+def _check_folder(folder: Path, typed: dict[str, Any]) -> bool:
+    """Whether the folder holds this very run already.
 
     Raises:
-        ValueError: where the folder holds something else.
+        ValueError: where it holds something else.
     """
     record = folder / "command.json"
     if record.is_file():
         earlier = json.loads(record.read_text(encoding="utf-8"))
-        if earlier["arguments"] != json.loads(json.dumps(typed)):
-            raise ValueError(
-                f"{folder} holds the run of another command ({' '.join(earlier['typed'])}); choose another "
-                "`--output-dir`, or remove it."
-            )
-        _say(f"going on with the run in {folder}")
-        return
+        if earlier["arguments"] == json.loads(json.dumps(typed)):
+            return True
+        raise ValueError(
+            f"{folder} holds the run of another command ({' '.join(earlier['typed'])}); choose another "
+            "`--output-dir`, or remove it."
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} holds something else; choose another `--output-dir`, or empty it.")
+    return False
+
+
+def _write_command(folder: Path, argv: list[str], typed: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"typed": argv, "arguments": typed, "version": __version__}
-    record.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    # A token is nobody else's business.
+    shown = [re.sub(r"(--\w*[-_]token=).*", r"\1...", word) for word in argv]
+    for place in range(1, len(shown)):
+        if re.fullmatch(r"--\w*[-_]token", shown[place - 1]):
+            shown[place] = "..."
+    content = {"typed": shown, "arguments": typed, "version": __version__}
+    (folder / "command.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

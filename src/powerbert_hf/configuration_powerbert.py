@@ -27,7 +27,8 @@ class RetentionConfig(PreTrainedConfig):
             without a configuration can be loaded with one.
 
     Raises:
-        ValueError: on construction, for fields that contradict each other or the backbone.
+        ValueError: on construction, for fields that contradict each other or the backbone. A field of the wrong type,
+            a tuple for a list too, is upstream's `StrictDataclassFieldValidationError`.
     """
 
     retention_config: list[int | float] | None = None
@@ -39,6 +40,8 @@ class RetentionConfig(PreTrainedConfig):
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["kept_positions", "retention_penalty"]
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # An upstream configuration as a dictionary brings its own type along.
+        kwargs.pop("model_type", None)
         super().__post_init__(**kwargs)
         self.validate_retention()
 

@@ -118,7 +118,7 @@ def make_demo(folder: Path, seed: int = 0) -> list[str]:
         f"--model={folder / 'model'}",
         f"--train-file={folder / 'train.csv'}",
         f"--eval-file={folder / 'eval.csv'}",
-        "--num-train-epochs=3",
+        "--num-train-epochs=6",
         "--learning-rate=5e-4",
-        "--retention-lambda=2e-3",
+        "--retention-lambda=1e-3",
     ]

@@ -21,16 +21,8 @@ from transformers.models.albert.modeling_albert import (
 from transformers.pytorch_utils import apply_chunking_to_forward
 
 from .configuration_powerbert import PoWERAlbertConfig
-from .modeling_power import (
-    Kept,
-    PoWERModelOutput,
-    RankingAttentionMixin,
-    RetentionBaseModelMixin,
-    RetentionEncoderMixin,
-    RetentionSequenceClassifierMixin,
-    Rule,
-    retain,
-)
+from .elimination import Kept, PoWERModelOutput, RankingAttentionMixin, RetentionEncoderMixin, Rule, retain
+from .modeling_power import RetentionBaseModelMixin, RetentionSequenceClassifierMixin
 
 
 class PoWERAlbertAttention(RankingAttentionMixin, AlbertAttention):

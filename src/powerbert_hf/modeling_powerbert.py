@@ -18,15 +18,8 @@ from transformers.models.bert.modeling_bert import (
 from transformers.pytorch_utils import apply_chunking_to_forward
 
 from .configuration_powerbert import PoWERBertConfig
-from .modeling_power import (
-    Kept,
-    RankingAttentionMixin,
-    RetentionBaseModelMixin,
-    RetentionEncoderMixin,
-    RetentionSequenceClassifierMixin,
-    Rule,
-    retain,
-)
+from .elimination import Kept, RankingAttentionMixin, RetentionEncoderMixin, Rule, retain
+from .modeling_power import RetentionBaseModelMixin, RetentionSequenceClassifierMixin
 
 
 class PoWERBertSelfAttention(RankingAttentionMixin, BertSelfAttention):

@@ -9,7 +9,6 @@ and goes on from the last checkpoint where one was interrupted.
 import copy
 import json
 import logging
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,10 +22,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .benchmark import hardware, measure_speedup, sorted_batches
 from .cost import predicted_speedup, share_kept
+from .data import TaskData, named_labels
 from .modeling_poweralbert import PoWERAlbertForSequenceClassification
 from .modeling_powerbert import PoWERBertForSequenceClassification
 from .retention import RetentionUnit, retention_config_from_mass, retention_mass
-from .tasks import TaskData
 from .trainer import PoWERTrainer, PoWERTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -71,37 +70,36 @@ class RecipeResult:
     report: dict[str, Any]
 
 
-def load_classifier(model: str | Path | PreTrainedModel, **fields: Any) -> PreTrainedModel:
-    """A classifier of this package, with some fields of its configuration set.
+def load_classifier(model: str | Path | PreTrainedModel, needs_head: bool = False, **fields: Any) -> PreTrainedModel:
+    """A classifier of this package, in float32, with some fields of its configuration set.
 
     Args:
-        model: a Hub id or folder of a BERT or ALBERT checkpoint, stock or ours, or a model of this package.
-        fields: of the configuration; with a Hub id or folder, arguments of `from_pretrained` too.
+        model: a Hub id, a folder or a model: BERT or ALBERT, stock or ours.
+        needs_head: refuse a checkpoint without a classification head, rather than begin with a new one.
+        fields: of the configuration. Weights that do not fit them, such as a head for other labels, begin anew.
 
     Raises:
-        ValueError: for any other architecture, or for fields that contradict it.
+        ValueError: for any other architecture, for fields that contradict it, or for a head that is missing.
     """
+    config = model.config if isinstance(model, PreTrainedModel) else AutoConfig.from_pretrained(model)
+    if config.model_type not in _CLASSIFIERS:
+        raise ValueError(f"Only BERT and ALBERT models can be made faster here, got {config.model_type!r}: {model}.")
+    ours = _CLASSIFIERS[config.model_type]
     if isinstance(model, PreTrainedModel):
-        config = copy.deepcopy(model.config)
-        vars(config).update(fields)
-        loaded = type(model)(config)
-        # Only the retention weights can be missing or left over.
-        loaded.load_state_dict(model.state_dict(), strict=False)
-        return loaded
-    model_type = AutoConfig.from_pretrained(model).model_type
-    if model_type not in _CLASSIFIERS:
-        raise ValueError(f"Only BERT and ALBERT models can be made faster here, got {model_type!r} from {model}.")
-    return _CLASSIFIERS[model_type].from_pretrained(model, dtype=torch.float32, **fields)
-
-
-def named_labels(config: Any) -> tuple[str, ...]:
-    """The labels of a model in its own order; empty where they are upstream's place-holders.
-
-    Args:
-        config: of any classifier.
-    """
-    names = tuple(str(config.id2label[number]) for number in range(config.num_labels))
-    return () if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
+        loaded = ours(ours.config_class(**{**config.to_dict(), **fields}))
+        wanted = {name: weight.shape for name, weight in loaded.state_dict().items()}
+        weights = {name: w for name, w in model.state_dict().items() if w.shape == wanted.get(name)}
+        missing = set(loaded.load_state_dict(weights, strict=False).missing_keys)
+    else:
+        loaded, info = ours.from_pretrained(
+            model, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **fields
+        )
+        missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    if needs_head and any(name.startswith("classifier") for name in missing):
+        raise ValueError(
+            f"The model must have a trained classification head, got none in {model}; fine-tune it first."
+        )
+    return loaded
 
 
 def fine_tune(model: str | Path | PreTrainedModel, data: TaskData, args: PoWERTrainingArguments) -> TrainedStep:
@@ -109,7 +107,7 @@ def fine_tune(model: str | Path | PreTrainedModel, data: TaskData, args: PoWERTr
 
     Args:
         model: a pre-trained checkpoint, see `load_classifier`.
-        data: from `tasks.prepare_data`.
+        data: from `data.prepare_data`.
         args: of the training; `output_dir` takes the checkpoints.
 
     Raises:
@@ -117,11 +115,8 @@ def fine_tune(model: str | Path | PreTrainedModel, data: TaskData, args: PoWERTr
     """
     # A new head's first weights follow from the seed too.
     set_seed(args.seed)
-    fields: dict[str, Any] = {"retention_config": None, "retention_mode": None, **data.label_fields}
-    if not isinstance(model, PreTrainedModel):
-        # A head for another number of labels is replaced by a new one.
-        fields["ignore_mismatched_sizes"] = True
-    return _train(load_classifier(model, **fields), data, args)
+    off = load_classifier(model, retention_config=None, retention_mode=None, **data.label_fields)
+    return _train(off, data, args)
 
 
 def search_configuration(
@@ -131,7 +126,7 @@ def search_configuration(
 
     Args:
         model: from step 1.
-        data: from `tasks.prepare_data`.
+        data: from `data.prepare_data`.
         args: of the training, with `retention_lambda` and `retention_learning_rate`.
         unit: of the configuration: `"fraction"` of an example's own length, or `"words"` as in the paper.
 
@@ -155,7 +150,7 @@ def retrain(model: str | Path | PreTrainedModel, data: TaskData, args: PoWERTrai
 
     Args:
         model: from step 2.
-        data: from `tasks.prepare_data`.
+        data: from `data.prepare_data`.
         args: of the training.
 
     Raises:
@@ -169,7 +164,7 @@ def evaluate_model(model: PreTrainedModel, data: TaskData, args: PoWERTrainingAr
 
     Args:
         model: a classifier.
-        data: from `tasks.prepare_data`.
+        data: from `data.prepare_data`.
         args: batch size and device.
     """
     # `evaluate` would log, and `powerbert evaluate` prints nothing but its result.
@@ -179,6 +174,25 @@ def evaluate_model(model: PreTrainedModel, data: TaskData, args: PoWERTrainingAr
         for name in ("loss", "accuracy", "f1", "matthews_correlation", "spearmanr", "pearson")
         if f"eval_{name}" in metrics
     }
+
+
+def check_labels(config: Any, data: TaskData) -> None:
+    """Make sure that a trained model means by its label numbers what the data means.
+
+    Args:
+        config: the model's.
+        data: from `data.prepare_data`, read with this configuration.
+
+    Raises:
+        ValueError: for other labels, or for labels without names where the data has nothing but names.
+    """
+    ours, theirs = data.label_names, named_labels(config)
+    fits = config.num_labels == max(1, len(ours)) and (theirs == ours if theirs else not data.named_in_rows)
+    if not fits:
+        raise ValueError(
+            f"The model must know the data's labels ({', '.join(ours) or 'a number'}), got "
+            f"{', '.join(config.id2label.values())}; set `id2label` in its configuration, or train a head for them."
+        )
 
 
 def _trainer(model: PreTrainedModel, data: TaskData, args: PoWERTrainingArguments) -> PoWERTrainer:
@@ -221,7 +235,7 @@ def run_recipe(
 
     Args:
         model: a Hub id or folder of a BERT or ALBERT checkpoint.
-        data: from `tasks.prepare_data`.
+        data: from `data.prepare_data`.
         args: of all three trainings.
         unit: of the retention configuration.
         fine_tuned: `model` has been trained on the task already: step 1 only measures it.
@@ -238,6 +252,8 @@ def run_recipe(
             say(f"{name}: training")
             step_args = copy.copy(args)
             step_args.output_dir = str(checkpoints)
+            # Upstream casts the model itself for these, and the model is saved afterwards.
+            step_args.bf16_full_eval = step_args.fp16_full_eval = False
             _save_step(train(step_args), data, folder)
             shutil.rmtree(root / "checkpoints", ignore_errors=True)
         record = json.loads((folder / "step.json").read_text(encoding="utf-8"))
@@ -247,8 +263,9 @@ def run_recipe(
     def first(step_args: PoWERTrainingArguments) -> TrainedStep:
         if not fine_tuned:
             return fine_tune(model, data, step_args)
-        stock = load_classifier(model, retention_config=None, retention_mode=None)
-        _check_labels(stock.config, data)
+        stock = load_classifier(model, needs_head=True, retention_config=None, retention_mode=None)
+        check_labels(stock.config, data)
+        vars(stock.config).update(data.label_fields)
         return TrainedStep(stock.eval(), evaluate_model(stock, data, step_args), [])
 
     base = step("fine_tuned", first)
@@ -295,7 +312,7 @@ def measure(ours: PreTrainedModel, data: TaskData, batch_size: int) -> dict[str,
 
     Args:
         ours: a classifier in hard mode.
-        data: from `tasks.prepare_data`.
+        data: from `data.prepare_data`.
         batch_size: texts in a batch.
 
     Returns:
@@ -317,16 +334,6 @@ def measure(ours: PreTrainedModel, data: TaskData, batch_size: int) -> dict[str,
         "mean_length": lengths.double().mean().item(),
         "timing": timed.to_dict(),
     }
-
-
-def _check_labels(config: Any, data: TaskData) -> None:
-    """A model that is taken as it is must mean by its label numbers what the data means."""
-    theirs = named_labels(config) or data.label_names
-    if config.num_labels != max(1, len(data.label_names)) or tuple(theirs) != data.label_names:
-        raise ValueError(
-            f"A fine-tuned model must know the data's labels ({', '.join(data.label_names) or 'a number'}), got "
-            f"{', '.join(config.id2label.values())}; leave out `--fine-tuned` to train a head for them."
-        )
 
 
 def _save_step(step: TrainedStep, data: TaskData, folder: Path) -> None:

@@ -60,7 +60,8 @@ def significance(query: Tensor, key: Tensor, mask: Tensor | None = None, scale: 
         scale: factor on the scores before the softmax; `None` is one over the root of the head size.
 
     Returns:
-        (B, T) in float32, without gradient. A word-vector's attention to itself is not counted.
+        (B, T) in float32, without gradient. A word-vector's attention to itself is not counted. Scores are multiplied
+        in the dtype of `query`, as attention itself does; softmax and sums are in float32.
 
     Example:
         With all-zero queries every row attends evenly: each of 4 word-vectors gets 1/4 from each of 3 others and head.
@@ -100,6 +101,8 @@ def rank(significance: Tensor, mask: Tensor | None = None) -> Tensor:
         >>> rank(torch.tensor([[0.1, 0.5, 0.9, 0.5]]), torch.tensor([[True, True, False, True]]))
         tensor([[0, 1, 3, 2]])
     """
+    # Half precision can overflow to NaN, which would sort before [CLS].
+    significance = significance.nan_to_num(nan=0.0)
     if mask is not None:
         significance = significance.masked_fill(~mask, -1.0)
     cls_first = torch.full_like(significance[:, :1], torch.inf)
@@ -186,7 +189,7 @@ def soft_extract_weights(weights: Tensor, lengths: Tensor, width: int, unit: Ret
 
         def up_to(rank: Tensor) -> tuple[Tensor, Tensor]:
             # Whole entries of `r_j` below rank * R / n, and the part of the entry that it falls into. Integers keep
-            # the boundary exact, and the two apart keep a full `r_j` at weights of exactly 1.
+            # the boundary exact: as floats, a long r_j of ones would give weights that are visibly not 1.
             boundary = rank.clamp(max=lengths) * weights.shape[0]
             entry = boundary // lengths
             return running[entry], weights[entry.clamp(max=last)] * (boundary % lengths) / lengths
@@ -217,6 +220,8 @@ def retention_count(entry: float, length: int | Tensor, unit: RetentionUnit) -> 
         >>> retention_count(0.5, torch.tensor([1, 4, 5]), "fraction")
         tensor([1, 2, 3])
     """
+    if isinstance(length, Tensor):
+        length = length.long()
     if unit == "words":
         wanted: int | Tensor = int(entry)
     else:

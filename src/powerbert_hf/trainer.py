@@ -90,15 +90,15 @@ class PoWERTrainer(Trainer):
             for group in optimizer.param_groups:
                 group["params"] = [p for p in group["params"] if all(p is not w for w in weights)]
             rate = self.args.retention_learning_rate or self.args.learning_rate
-            optimizer.add_param_group({"params": weights, "lr": rate, "weight_decay": 0.0})
+            optimizer.add_param_group({"params": weights, "lr": rate, "weight_decay": 0.0, "retention": True})
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Upstream's schedule; by default the retention weights' learning rate follows from the number of steps."""
         if self.lr_scheduler is None and self.args.retention_learning_rate is None:
-            weights = self._retention_weights
             for group in (optimizer or self.optimizer).param_groups:
-                if weights is not None and any(p is weights for p in group["params"]):
+                # An optimizer of the user's own has no such group and keeps its rates.
+                if group.get("retention"):
                     group["lr"] = 2.0 / num_training_steps
         return super().create_scheduler(num_training_steps, optimizer)
 

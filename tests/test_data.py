@@ -4,7 +4,8 @@ import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from powerbert_hf import tasks
+from conftest import Host
+from powerbert_hf import data, tasks
 
 
 @pytest.fixture
@@ -13,7 +14,8 @@ def frame(rows):
 
 
 def prepare(frame, tokenizer, held_out=None, **fields):
-    return tasks.prepare_data(frame, frame if held_out is None else held_out, tokenizer, **fields)
+    config = Host("bert").make_stock().config
+    return data.prepare_data(frame, frame if held_out is None else held_out, tokenizer, config, **fields)
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "json", "jsonl", "parquet", "arrow"])
@@ -32,7 +34,7 @@ def test_every_kind_of_file_reads_alike(frame, tokenizer, tmp_path, ending):
             "jsonl": lambda: frame.to_json(path),
             "parquet": lambda: frame.to_parquet(path),
         }[ending]()
-    train, held_out = tasks.load_splits(train_file=path, eval_file=path)
+    train, held_out = data.load_splits(train_file=path, eval_file=path)
     assert train[:] == frame[:]
     assert held_out[:] == frame[:]
 
@@ -42,17 +44,17 @@ def test_folders_of_files_and_saved_data_sets(frame, tmp_path):
     frame.select(range(5)).to_parquet(tmp_path / "files" / "dev.parquet")
     DatasetDict(train=frame, test=frame.select(range(7))).save_to_disk(tmp_path / "saved")
     for folder, rows in (("files", 5), ("saved", 7)):
-        train, held_out = tasks.load_splits(str(tmp_path / folder))
+        train, held_out = data.load_splits(str(tmp_path / folder))
         assert (len(train), len(held_out)) == (64, rows)
 
 
 def test_prepared_data_is_sorted_for_the_report_and_knows_its_longest(frame, tokenizer):
-    data = prepare(frame, tokenizer, max_length=12)
-    assert data.eval["length"] == sorted(data.eval["length"])
-    assert data.retention_length == 12
-    assert [len(ids) for ids in data.train["input_ids"]] == list(data.train["length"])
-    assert data.label_fields["id2label"] == {0: "negative", 1: "positive"}
-    assert data.source["train_rows"] == 64
+    prepared = prepare(frame, tokenizer, max_length=12)
+    assert prepared.eval["length"] == sorted(prepared.eval["length"])
+    assert prepared.retention_length == 12
+    assert [len(ids) for ids in prepared.train["input_ids"]] == list(prepared.train["length"])
+    assert prepared.label_fields["id2label"] == {0: "negative", 1: "positive"}
+    assert prepared.source["train_rows"] == 64
 
 
 def test_drawn_rows_depend_on_the_seed_alone(frame, tokenizer):
@@ -68,7 +70,7 @@ def test_label_kinds():
     def read(values, kind=None, names=()):
         features = Features(label=kind) if kind else None
         frame = Dataset.from_dict({"label": values}, features=features)
-        return tasks.read_labels(frame, frame, "label", names)[0:4:1]
+        return data.read_labels(frame, frame, "label", names)[0:4:1]
 
     assert read(["b", "a", "b"])[0::2] == ([1, 0, 1], ("a", "b"))
     assert read([1, 0], ClassLabel(names=["no", "yes"]))[0::2] == ([1, 0], ("no", "yes"))
@@ -82,8 +84,8 @@ def test_the_models_order_of_labels_holds_where_it_knows_them(kind):
     values = ["negative", "positive"] if kind is None else [0, 1]
     frame = Dataset.from_dict({"label": values}, features=Features(label=kind) if kind else None)
     models = ("NEUTRAL", "POSITIVE", "NEGATIVE")
-    assert tasks.read_labels(frame, frame, "label", models)[0::2] == ([2, 1], models)
-    assert tasks.read_labels(frame, frame, "label", ("sports", "politics"))[0::2] == (
+    assert data.read_labels(frame, frame, "label", models)[0::2] == ([2, 1], models)
+    assert data.read_labels(frame, frame, "label", ("sports", "politics"))[0::2] == (
         [0, 1],
         ("negative", "positive"),
     )
@@ -103,41 +105,104 @@ def test_the_models_order_of_labels_holds_where_it_knows_them(kind):
 def test_unusable_labels_are_refused(train, held_out, message):
     frames = [Dataset.from_dict({"label": values}) for values in (train, held_out)]
     with pytest.raises(ValueError, match=message):
-        tasks.read_labels(*frames, "label")
+        data.read_labels(*frames, "label")
+
+
+def test_numbers_are_names_before_they_are_places():
+    frame = Dataset.from_dict({"label": [1, 2]})
+    assert data.read_labels(frame, frame, "label", ("1", "2", "3"))[0::2] == ([0, 1], ("1", "2", "3"))
+    assert data.read_labels(frame, frame, "label", ("bad", "fair", "good"))[0::2] == ([1, 2], ("bad", "fair", "good"))
+
+
+def test_names_that_differ_only_in_case_stay_apart():
+    frame = Dataset.from_dict({"label": ["US", "us"]})
+    assert data.read_labels(frame, frame, "label", ("us", "US"))[0] == [1, 0]
+
+
+def test_each_split_means_by_its_numbers_what_it_says():
+    train = Dataset.from_dict({"label": [0, 1]}, features=Features(label=ClassLabel(names=["a", "b"])))
+    other = Dataset.from_dict({"label": [0, 1]}, features=Features(label=ClassLabel(names=["b", "a"])))
+    for held_out, expected in (
+        (other, [1, 0]),
+        (Dataset.from_dict({"label": ["b", "a"]}), [1, 0]),
+        (Dataset.from_dict({"label": [0, 1]}), [0, 1]),
+    ):
+        assert data.read_labels(train, held_out, "label")[:2] == ([0, 1], expected)
+
+
+def test_several_labels_in_a_row_are_refused():
+    frame = Dataset.from_dict({"label": [[0, 1], [1]]})
+    with pytest.raises(ValueError, match=r"must hold one label a row, got \[0, 1\]"):
+        data.read_labels(frame, frame, "label")
+
+
+def test_words_for_nothing_are_words(tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\nNA,None\nnull,some\n")
+    train, _ = data.load_splits(train_file=str(tmp_path / "rows.csv"), eval_file=str(tmp_path / "rows.csv"))
+    assert train[:] == {"text": ["NA", "null"], "label": ["None", "some"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("ragged.csv", b"text,label\na,b\nc,d,e,f\n"),
+        ("latin.csv", "text,label\ncaf\xe9,a\n".encode("latin-1")),
+        ("empty.csv", b""),
+        ("broken.jsonl", b'{"text": "a"\n{'),
+    ],
+)
+def test_broken_files_are_refused(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} must be readable as"):
+        data.load_splits(train_file=str(path), eval_file=str(path))
+
+
+@pytest.mark.parametrize("field", ["max_length", "max_train_samples", "max_eval_samples"])
+def test_limits_of_nothing_are_refused(frame, tokenizer, field):
+    with pytest.raises(ValueError, match=f"`{field}` must be at least 1, got 0"):
+        prepare(frame, tokenizer, **{field: 0})
+
+
+def test_inputs_are_cut_at_what_the_model_takes(frame, tokenizer):
+    tokenizer.model_max_length = int(1e30)
+    long = Dataset.from_dict({"text": ["good " * 200, "bad"], "label": [0, 1]})
+    assert prepare(long, tokenizer).retention_length == 64
 
 
 def test_columns_are_found_or_asked_for(frame):
-    assert tasks.choose_columns(frame, None, None, None) == (["text"], "label")
-    assert tasks.choose_columns(frame.rename_column("text", "sentence"), None, None, tasks.TASKS["sst2"]) == (
+    assert data.choose_columns(frame, None, None, None) == (["text"], "label")
+    assert data.choose_columns(frame.rename_column("text", "sentence"), None, None, tasks.TASKS["sst2"]) == (
         ["sentence"],
         "label",
     )
     with pytest.raises(ValueError, match="no column 'sentence1'; the data has text, label"):
-        tasks.choose_columns(frame, None, None, tasks.TASKS["mrpc"])
+        data.choose_columns(frame, None, None, tasks.TASKS["mrpc"])
     many = frame.add_column("a", ["x"] * 64).add_column("b", ["x"] * 64)
-    with pytest.raises(ValueError, match="Name one or two `--text-columns`; the data has text, label, a, b"):
-        tasks.choose_columns(many, None, None, None)
+    for several in (many, many.remove_columns("b")):
+        with pytest.raises(ValueError, match="Name one or two `--text-columns`; the data has text, label, a"):
+            data.choose_columns(several, None, None, None)
     with pytest.raises(ValueError, match="one or two texts"):
-        tasks.choose_columns(many, ["text", "a", "b"], None, None)
+        data.choose_columns(many, ["text", "a", "b"], None, None)
 
 
 def test_missing_texts_and_files_are_refused(frame, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="Column 'text' must hold texts, got 1 rows without"):
         prepare(Dataset.from_dict({"text": ["good", None], "label": [0, 1]}), tokenizer)
     with pytest.raises(ValueError, match="There is no file"):
-        tasks.load_splits(train_file=str(tmp_path / "none.csv"), eval_file="none.csv")
+        data.load_splits(train_file=str(tmp_path / "none.csv"), eval_file="none.csv")
     (tmp_path / "rows.xlsx").touch()
     with pytest.raises(ValueError, match="must end in arrow, csv"):
-        tasks.load_splits(train_file=str(tmp_path / "rows.xlsx"), eval_file="none.csv")
+        data.load_splits(train_file=str(tmp_path / "rows.xlsx"), eval_file="none.csv")
     with pytest.raises(ValueError, match="either `--dataset` or `--train-file`"):
-        tasks.load_splits()
+        data.load_splits()
 
 
 def test_sentence_pairs_are_one_input(frame, tokenizer):
     pairs = frame.add_column("second", ["the film"] * 64)
-    data = prepare(pairs, tokenizer, text_columns=["text", "second"])
-    assert max(data.train[0]["token_type_ids"]) == 1
-    assert data.train[0]["input_ids"].count(tokenizer.sep_token_id) == 2
+    prepared = prepare(pairs, tokenizer, text_columns=["text", "second"])
+    assert max(prepared.train[0]["token_type_ids"]) == 1
+    assert prepared.train[0]["input_ids"].count(tokenizer.sep_token_id) == 2
 
 
 def test_metrics_by_hand():

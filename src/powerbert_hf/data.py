@@ -1,0 +1,332 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Reading data: a data set by name or files, its columns and labels, tokenised for a `Trainer`."""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import Dataset, DatasetDict
+from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+from .tasks import METRICS, ClassificationMetric, RegressionMetric, Task
+
+logger = logging.getLogger(__name__)
+
+# Readers of `datasets`, by the ending of a file's name.
+_READERS = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet", "arrow": "arrow"}
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Tokenised data, ready for a `Trainer`.
+
+    Args:
+        train: columns `input_ids`, ..., `labels`, `length`.
+        eval: the same, sorted by length; its result is reported and nothing is chosen by it.
+        tokenizer: what made them.
+        metric: the metric that counts.
+        problem_type: as in a model's configuration.
+        label_names: names by label number; empty for regression.
+        named_in_rows: the rows hold names, not numbers that could be anybody's.
+        source: where the data came from, for the report.
+    """
+
+    train: Dataset
+    eval: Dataset
+    tokenizer: PreTrainedTokenizerBase
+    metric: str
+    problem_type: str
+    label_names: tuple[str, ...]
+    named_in_rows: bool
+    source: dict[str, Any]
+
+    @property
+    def retention_length(self) -> int:
+        """R: word-pieces of the longest training input."""
+        return max(self.train["length"])
+
+    @property
+    def label_fields(self) -> dict[str, Any]:
+        """What a model's configuration must say about the labels."""
+        names = self.label_names or ("LABEL_0",)
+        return {
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: number for number, name in enumerate(names)},
+            "problem_type": self.problem_type,
+        }
+
+    @property
+    def compute_metrics(self) -> Callable[[EvalPrediction], dict[str, float]]:
+        """For the `compute_metrics` of a `Trainer`."""
+        if self.problem_type == "regression":
+            return lambda output: RegressionMetric().compute(
+                predictions=np.squeeze(output.predictions, -1), references=output.label_ids
+            )
+        return lambda output: ClassificationMetric().compute(
+            predictions=output.predictions.argmax(-1), references=output.label_ids
+        )
+
+
+def load_splits(
+    dataset: str | None = None,
+    subset: str | None = None,
+    train_file: str | None = None,
+    eval_file: str | None = None,
+    task: Task | None = None,
+) -> tuple[Dataset, Dataset]:
+    """Read the training split and the split to report.
+
+    Args:
+        dataset: a Hub id, or a folder of files or of a saved data set.
+        subset: the configuration of a Hub data set, such as `mrpc` of GLUE.
+        train_file: csv, tsv, json, jsonl, parquet or arrow; in place of `dataset`.
+        eval_file: the same; in place of the data set's own split.
+        task: names the split to report.
+
+    Raises:
+        ValueError: where nothing is to be read, or a split is missing.
+    """
+    if dataset is None and train_file is not None:
+        if eval_file is None:
+            raise ValueError("`--train-file` needs an `--eval-file` to report on; split one off your data.")
+        return _read_file(train_file), _read_file(eval_file)
+    if dataset is None or train_file is not None:
+        raise ValueError("Pass either `--dataset` or `--train-file` (with `--eval-file`), got both or neither.")
+    folder = Path(dataset)
+    if (folder / "dataset_dict.json").is_file():
+        splits = datasets.load_from_disk(dataset)
+    else:
+        splits = datasets.load_dataset(str(folder) if folder.is_dir() else dataset, subset)
+    if not isinstance(splits, DatasetDict) or "train" not in splits:
+        raise ValueError(f"Data set {dataset!r} must have a split `train`, got {list(splits)}; pass `--train-file`.")
+    if eval_file is not None:
+        return splits["train"], _read_file(eval_file)
+    for name in dict.fromkeys([task.eval_split if task else "validation", "validation", "test"]):
+        if name in splits:
+            return splits["train"], splits[name]
+    raise ValueError(f"Data set {dataset!r} has no split to report on, got {list(splits)}; pass `--eval-file`.")
+
+
+def _read_file(path: str) -> Dataset:
+    ending = Path(path).suffix.lstrip(".").lower()
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file {path}; check the path.")
+    if ending not in _READERS:
+        raise ValueError(f"Files must end in {', '.join(sorted(_READERS))}, got {path}; convert it.")
+    options: dict[str, Any] = {}
+    if _READERS[ending] == "csv":
+        # Only an empty field is a missing one: "None" and "NA" are words.
+        options = {"sep": "\t" if ending == "tsv" else ",", "keep_default_na": False, "na_values": [""]}
+    try:
+        return datasets.load_dataset(_READERS[ending], data_files=path, split="train", **options)
+    except (datasets.exceptions.DatasetGenerationError, UnicodeDecodeError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"{path} must be readable as {_READERS[ending]}, got: {reason}; repair the file.") from error
+
+
+def choose_columns(
+    dataset: Dataset, text_columns: Sequence[str] | None, label_column: str | None, task: Task | None
+) -> tuple[list[str], str]:
+    """The columns to read: those asked for, else the task's, else the only ones that it can be.
+
+    Raises:
+        ValueError: for a column that is not there, or where several could be meant.
+    """
+    columns = dataset.column_names
+    if label_column is None:
+        label_column = (
+            task.label_column if task else next((name for name in ("label", "labels") if name in columns), "")
+        )
+    chosen = list(text_columns or (task.text_columns if task else ()))
+    if not chosen:
+        strings = [
+            n for n, kind in dataset.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")
+        ]
+        chosen = [name for name in strings if name != label_column]
+        if len(chosen) != 1:
+            raise ValueError(f"Name one or two `--text-columns`; the data has {', '.join(columns)}.")
+    for name in [*chosen, label_column]:
+        if name not in columns:
+            raise ValueError(
+                f"There is no column {name!r}; the data has {', '.join(columns)}. Name `--text-columns` and "
+                "`--label-column`."
+            )
+    if len(chosen) > 2:
+        raise ValueError(f"A model reads one or two texts, got `--text-columns` {' '.join(chosen)}.")
+    return chosen, label_column
+
+
+def named_labels(config: Any) -> tuple[str, ...]:
+    """The labels of a model in its own order; empty where they are upstream's place-holders.
+
+    Args:
+        config: of any classifier.
+    """
+    names = tuple(str(config.id2label[number]) for number in range(config.num_labels))
+    return () if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
+
+
+def read_labels(
+    train: Dataset, held_out: Dataset, column: str, names: Sequence[str] = ()
+) -> tuple[list[Any], list[Any], tuple[str, ...], str]:
+    """Labels as the model wants them: numbers from 0, or floats for regression.
+
+    Args:
+        train: the training split.
+        held_out: the split to report.
+        column: where the labels are. Class numbers, whole numbers or strings are classes; floats are a regression.
+        names: the classes in the order of the model or the task, which holds if the data has no others. Whole numbers
+            that are not names themselves are places in that order.
+
+    Returns:
+        The labels of both splits, the names by number, and the problem type.
+
+    Raises:
+        ValueError: for missing labels, a single class, several labels in a row, or a class that is only in the split
+            to report.
+    """
+    feature = train.features[column]
+    raw: dict[str, list[Any]] = {}
+    for split, rows in (("training", train), ("reported", held_out)):
+        values = list(rows[column])
+        if not values:
+            raise ValueError(f"The {split} split is empty; pass a file with rows.")
+        if isinstance(values[0], list):
+            raise ValueError(f"Column {column!r} must hold one label a row, got {values[0]}; choose another column.")
+        # -1 is how GLUE's test splits hide their labels; NaN is the only value that differs from itself.
+        missing = sum(value is None or value != value or (value == -1 and type(value) is int) for value in values)
+        if missing:
+            raise ValueError(f"Every row needs a label, got {missing} without in the {split} split; drop these rows.")
+        # Numbers mean what their own split says, or else what the training split says.
+        meant = next((f for f in (rows.features[column], feature) if isinstance(f, datasets.ClassLabel)), None)
+        if meant is not None and isinstance(values[0], int):
+            values = [meant.names[value] for value in values]
+        raw[split] = values
+    if isinstance(raw["training"][0], float):
+        return raw["training"], raw["reported"], (), "regression"
+    found = sorted(set(raw["training"]))
+    if len(found) < 2:
+        raise ValueError(f"Column {column!r} must hold at least two classes, got only {found}.")
+    if isinstance(feature, datasets.ClassLabel):
+        found = feature.names
+    number = _numbers_in(found, names)
+    if number is None:
+        number, names = {value: place for place, value in enumerate(found)}, [str(value) for value in found]
+    unknown = sorted({str(value) for value in raw["reported"] if value not in number})
+    if unknown:
+        raise ValueError(f"Classes {', '.join(unknown)} are in the reported split but not in the training split.")
+    labels = [[number[value] for value in values] for values in raw.values()]
+    return labels[0], labels[1], tuple(names), "single_label_classification"
+
+
+def _numbers_in(found: Sequence[Any], names: Sequence[str]) -> dict[Any, int] | None:
+    """The place of each class in `names`: by its exact name, by its name in any case of letters, or as a place."""
+    for spell in (str, lambda value: str(value).lower()):
+        places = {spell(name): place for place, name in enumerate(names)}
+        if len(places) == len(names) and all(spell(value) in places for value in found):
+            return {value: places[spell(value)] for value in found}
+    if all(isinstance(value, int) and 0 <= value < len(names) for value in found):
+        # Also classes that the training split happens to lack.
+        return {place: place for place in range(len(names))}
+    return None
+
+
+def tokenize(
+    dataset: Dataset, text_columns: Sequence[str], labels: Sequence[Any], tokenizer: Any, max_length: int
+) -> Dataset:
+    """Tokenise texts, unpadded, and add `labels` and `length`.
+
+    Raises:
+        ValueError: where a text is missing.
+    """
+    for name in text_columns:
+        missing = sum(not isinstance(text, str) for text in dataset[name])
+        if missing:
+            raise ValueError(f"Column {name!r} must hold texts, got {missing} rows without; drop or fill them.")
+
+    def encode(rows: dict[str, list]) -> dict[str, list]:
+        encoded = tokenizer(*(rows[name] for name in text_columns), truncation=True, max_length=max_length)
+        return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
+
+    encoded = dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="tokenise")
+    at_limit = sum(length == max_length for length in encoded["length"])
+    if at_limit:
+        logger.info(
+            "%d of %d inputs fill or exceed %d word-pieces and are cut there", at_limit, len(encoded), max_length
+        )
+    return encoded.add_column("labels", list(labels))
+
+
+def prepare_data(
+    train: Dataset,
+    held_out: Dataset,
+    tokenizer: Any,
+    config: Any,
+    task: Task | None = None,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    max_length: int | None = None,
+    max_train_samples: int | None = None,
+    max_eval_samples: int | None = None,
+    seed: int = 42,
+    source: dict[str, Any] | None = None,
+) -> TaskData:
+    """From two raw splits to what a recipe trains on.
+
+    Args:
+        train: the training split.
+        held_out: the split to report.
+        tokenizer: the model's.
+        config: the model's: its label names, where it has any, give the labels their numbers.
+        task: brings columns, metric, names and length where it is known.
+        text_columns: one, or two for pairs.
+        label_column: where the labels are.
+        max_length: word-pieces to truncate to; at most what tokenizer and model take.
+        max_train_samples: rows to draw of the training split.
+        max_eval_samples: rows to draw of the split to report.
+        seed: of these draws.
+        source: kept for the report.
+
+    Raises:
+        ValueError: for columns, labels or texts that cannot be used.
+    """
+    limits = {"max_length": max_length, "max_train_samples": max_train_samples, "max_eval_samples": max_eval_samples}
+    for name, value in limits.items():
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}; leave it out to take all.")
+    texts, label_column = choose_columns(train, text_columns, label_column, task)
+    choose_columns(held_out, texts, label_column, task)
+    expected = named_labels(config) or (task.label_names if task else ())
+    train_labels, eval_labels, names, problem_type = read_labels(train, held_out, label_column, expected)
+    longest = min(tokenizer.model_max_length, config.max_position_embeddings)
+    limit = min(max_length or (task and task.max_length) or longest, longest)
+    splits = []
+    for split, labels, rows in ((train, train_labels, max_train_samples), (held_out, eval_labels, max_eval_samples)):
+        if rows is not None and rows < len(split):
+            drawn = np.random.default_rng(seed).permutation(len(split))[:rows]
+            split, labels = split.select(drawn), [labels[row] for row in drawn]
+        splits.append(tokenize(split, texts, labels, tokenizer, limit))
+    known = METRICS[problem_type]
+    return TaskData(
+        train=splits[0],
+        eval=splits[1].select(np.argsort(splits[1]["length"], kind="stable")),
+        tokenizer=tokenizer,
+        metric=task.metric if task and task.metric in known else known[0],
+        problem_type=problem_type,
+        label_names=names,
+        named_in_rows=isinstance(train[label_column][0], str),
+        source={
+            **(source or {}),
+            "text_columns": texts,
+            "label_column": label_column,
+            "max_length": limit,
+            "train_rows": len(splits[0]),
+            "eval_rows": len(splits[1]),
+        },
+    )

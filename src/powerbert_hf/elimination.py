@@ -1,0 +1,308 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The word-vectors' way through the encoders, for both backbones: attention that also ranks, rules, the loop.
+
+The encoders hand two things on: `hidden_states`, and a [`Kept`] that says which word-vectors these are. A rule tells
+each encoder what to do with them: `None` (keep all), [`Extract`] or [`SoftExtract`]. Every forward makes its rules
+anew from the configuration, so a model keeps no state between calls, and ALBERT can share one layer over all depths.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, is_tracing
+
+from .retention import (
+    extract,
+    rank,
+    retention_count,
+    retention_mass,
+    retention_penalty,
+    significance,
+    soft_extract,
+    soft_extract_weights,
+)
+
+
+class Kept(NamedTuple):
+    """Which word-vectors the hidden states hold."""
+
+    mask: Tensor | None
+    """(B, T), true where real; `None` if all are."""
+    positions: Tensor | None
+    """(B, T), the position in the input of each, -1 where not real; `None` if nobody asked."""
+
+    def extract(self, order: Tensor, rule: "Extract", *vectors: Tensor) -> tuple["Kept", list[Tensor]]:
+        """Keep what `rule` says of the word-vectors, and of each (B, T, D) in `vectors`."""
+        kept = extract(order, rule.width, rule.counts)
+        mask, positions = [None if part is None else part.gather(1, kept) for part in self]
+        if rule.counts is not None:
+            filled = torch.arange(rule.width, device=kept.device) < rule.counts[:, None]
+            mask = filled if mask is None else mask & filled
+            positions = None if positions is None else positions.where(filled, -1)
+        return Kept(mask, positions), [
+            part.gather(1, kept[..., None].expand(-1, -1, part.shape[2])) for part in vectors
+        ]
+
+
+class Extract(NamedTuple):
+    """Rule of an encoder in hard mode: the most significant word-vectors go on."""
+
+    width: int
+    """K, the most that an example keeps."""
+    counts: Tensor | None
+    """(B,), how many each example keeps; `None` if all keep `width`."""
+
+    @property
+    def cls_only(self) -> bool:
+        """Whether [CLS] alone goes on, which needs no ranking and a single query. Never true of a symbolic width."""
+        return type(self.width) is int and self.width == 1
+
+
+class SoftExtract(NamedTuple):
+    """Rule of an encoder in soft mode: all go on, each times the weight of its rank."""
+
+    rank_weights: Tensor
+    """(B, T)."""
+
+
+Rule: TypeAlias = Extract | SoftExtract | None
+
+
+@dataclass
+class PoWERModelOutput(BaseModelOutputWithPooling):
+    """`BaseModelOutputWithPooling` and what the elimination adds.
+
+    Args:
+        kept_positions (`tuple[Tensor]`, *optional*, with `output_kept_positions=True`):
+            Per encoder (B, l_j): positions in the input of the word-vectors that leave it, ascending, -1 where an
+            example keeps fewer. `hidden_states[j]` and `attentions[j]` shrink alike.
+        retention_penalty (`Tensor`, *optional*, in soft mode):
+            `sum_j j * mass(j)`.
+    """
+
+    kept_positions: tuple[Tensor, ...] | None = None
+    retention_penalty: Tensor | None = None
+
+
+class RankingAttentionMixin:
+    """Self-attention of either host that also ranks the word-vectors, with any attention implementation."""
+
+    config: Any
+    training: bool
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    attention_head_size: int
+    scaling: float
+
+    def attend(
+        self, hidden_states: Tensor, attention_mask: Any, kept: Kept, rule: Rule, dropout: float, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`BertSelfAttention.forward`, the first half of `AlbertAttention.forward` (transformers 5.23), and a rank.
+
+        The significance comes from queries and keys, not from the returned weights: sdpa and flash return none, and
+        eager's carry dropout while training.
+
+        Args:
+            hidden_states: (B, T, D).
+            attention_mask: what the attention implementation takes, for T keys and the queries that `rule` leaves.
+            kept: which word-vectors these are.
+            rule: what this encoder does with them.
+            dropout: of the attention weights, while training.
+            kwargs: for the attention implementation.
+
+        Returns:
+            The context (B, Q, D), the attention weights (B, H, Q, T) where the implementation has them, and the
+            positions by rank (B, T) where `rule` needs them. Q is 1 where the rule keeps [CLS] alone, else T.
+        """
+        cls_only = isinstance(rule, Extract) and rule.cls_only
+        queried = hidden_states[:, :1] if cls_only else hidden_states
+
+        def heads(projection: nn.Module, states: Tensor) -> Tensor:
+            return projection(states).view(*states.shape[:-1], -1, self.attention_head_size).transpose(1, 2)
+
+        query = heads(self.query, queried)
+        key, value = heads(self.key, hidden_states), heads(self.value, hidden_states)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        context, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        order = None
+        if cls_only:
+            order = torch.zeros(queried.shape[:2], dtype=torch.long, device=queried.device)
+        elif rule is not None:
+            order = rank(significance(query, key, kept.mask, self.scaling), kept.mask)
+        return context.reshape(*queried.shape[:-1], -1).contiguous(), weights, order
+
+
+def retain(
+    project: Callable[[Tensor, Tensor], Tensor],
+    context: Tensor,
+    residual: Tensor,
+    order: Tensor | None,
+    kept: Kept,
+    rule: Rule,
+) -> tuple[Tensor, Kept]:
+    """From the context to the word-vectors that enter the feed-forward network.
+
+    `project` is the rest of the host's attention: output projection, residual, LayerNorm. It acts on each word-vector
+    alone, so Extract comes before it and saves its work; Soft-extract comes after it, as in the paper.
+
+    Args:
+        project: takes context and residual, both (B, K, D), to (B, K, D).
+        context: (B, Q, D) from `attend`.
+        residual: (B, T, D), the encoder's input.
+        order: (B, T) from `attend`.
+        kept: which word-vectors the encoder received.
+        rule: what to do with them.
+
+    Returns:
+        (B, K, D), and which word-vectors these are.
+    """
+    if rule is None or order is None:
+        return project(context, residual), kept
+    if isinstance(rule, SoftExtract):
+        return soft_extract(project(context, residual), order, rule.rank_weights), kept
+    kept, (context, residual) = kept.extract(order, rule, context, residual)
+    return project(context, residual), kept
+
+
+class RetentionEncoderMixin:
+    """The way of the word-vectors through all encoders of either host."""
+
+    config: Any
+    retention_weights: nn.Parameter | None
+    register_parameter: Callable[[str, nn.Parameter | None], None]
+
+    def add_retention_weights(self) -> None:
+        """Create `r` (L, R) in soft mode. In fp32: in bf16 five hundred Adam steps of 5e-4 leave it at 1."""
+        weights = None
+        if self.config.active_retention_mode == "soft":
+            weights = nn.Parameter(
+                torch.ones(self.config.num_encoders, self.config.retention_length, dtype=torch.float32)
+            )
+        self.register_parameter("retention_weights", weights)
+
+    def encoders(self) -> Iterable[nn.Module]:
+        """The L encoders in order; ALBERT's is the same module again and again."""
+        raise NotImplementedError
+
+    def rules(
+        self, lengths: Tensor | None, batch_size: int, width: int, cls_only: bool, device: Any
+    ) -> Iterator[Rule]:
+        """What each encoder does with its word-vectors.
+
+        Args:
+            lengths: (B,), real word-vectors of each input; `None` if all fill the width.
+            batch_size: B.
+            width: T of the input.
+            cls_only: whether only [CLS] is read after the last encoder.
+            device: where the counts are needed.
+        """
+        mode, unit = self.config.active_retention_mode, self.config.retention_unit
+        last = self.config.num_encoders - 1
+        weights = self.retention_weights
+        if mode == "soft" and weights is None:
+            raise ValueError(
+                "A model in soft mode needs retention weights, got none: it was built in another mode; load it with "
+                '`retention_mode="soft"`.'
+            )
+        previous = None
+        for encoder in range(self.config.num_encoders):
+            if mode == "off":
+                yield None
+            elif cls_only and encoder == last:
+                yield Extract(1, None)
+            elif mode == "soft" and weights is not None:
+                real = torch.full((batch_size,), width, device=device) if lengths is None else lengths
+                yield SoftExtract(soft_extract_weights(weights[encoder], real, width, unit))
+            else:
+                entry = self.config.retention_config[encoder]
+                kept = retention_count(entry, width, unit)
+                # Comparing the width would tie a traced graph to it.
+                drops_nothing = entry == previous or (not is_tracing() and kept == width)
+                counts = None if lengths is None else retention_count(entry, lengths, unit)
+                yield None if drops_nothing else Extract(kept, counts)
+                previous = entry
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        cls_only: bool = False,
+        output_kept_positions: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> PoWERModelOutput:
+        """`BertEncoder.forward`, `AlbertTransformer.forward` (transformers 5.23), with a mask and a rule per encoder.
+
+        Args:
+            hidden_states: (B, T, D), the embeddings.
+            attention_mask: (B, T), nonzero where real; `None` if all are.
+            cls_only: whether only [CLS] is read of the result.
+            output_kept_positions: whether to return which word-vectors leave each encoder.
+            kwargs: for the attention implementation.
+
+        Raises:
+            ValueError: for a mask that is not (B, T), or for soft mode without retention weights.
+        """
+        batch_size, width = hidden_states.shape[:2]
+        mask, lengths, positions = attention_mask, None, None
+        if self.config.active_retention_mode != "off" or output_kept_positions:
+            if mask is not None and mask.dim() != 2:
+                raise ValueError(
+                    "`attention_mask` must have shape (batch, length) to eliminate word-vectors, got "
+                    f"{tuple(mask.shape)}; pass the tokenizer's mask."
+                )
+            if mask is not None:
+                mask = mask.to(hidden_states.device, torch.bool)
+                if not is_tracing() and mask.all():
+                    mask = None
+            if mask is not None:
+                # Position 0 stays whatever its mask says, so it counts.
+                lengths = mask[:, 1:].sum(dim=1) + 1
+            if output_kept_positions:
+                positions = torch.arange(width, device=hidden_states.device).expand(batch_size, -1)
+                if mask is not None:
+                    positions = positions.where(mask | (positions == 0), -1)
+
+        kept, kept_positions = Kept(mask, positions), []
+        rules = self.rules(lengths, batch_size, width, cls_only, hidden_states.device)
+        backend_mask = mask_made_for = None
+        for encoder, rule in zip(self.encoders(), rules, strict=True):
+            queried = hidden_states[:, :1] if isinstance(rule, Extract) and rule.cls_only else hidden_states
+            if mask_made_for is not kept or queried is not hidden_states:
+                backend_mask = create_bidirectional_mask(
+                    config=self.config,
+                    inputs_embeds=queried,
+                    attention_mask=kept.mask,
+                    encoder_hidden_states=hidden_states,
+                )
+                mask_made_for = kept
+            # All positional: gradient checkpointing sees only these, and the hooks take hidden states from the first.
+            hidden_states, kept = encoder(hidden_states, backend_mask, kept, rule, **kwargs)
+            kept_positions.append(kept.positions)
+
+        weights, penalty = self.retention_weights, None
+        if weights is not None and self.config.active_retention_mode == "soft":
+            penalty = retention_penalty(retention_mass(weights[:-1] if cls_only else weights))
+        return PoWERModelOutput(
+            last_hidden_state=hidden_states,
+            kept_positions=tuple(kept_positions) if output_kept_positions else None,
+            retention_penalty=penalty,
+        )
