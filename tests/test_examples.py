@@ -81,3 +81,7 @@ def test_demo_texts_vary_in_length_and_few_words_decide(tmp_path):
         right += (said > 0) == (label == "good")
     assert right / len(reviews) == pytest.approx(1 - demo._WRONG_LABELS, abs=0.02)
     assert demo.make_demo(tmp_path / "demo", 1) == demo.make_demo(tmp_path / "demo", 1)
+
+
+def test_tables_of_results_are_what_the_runs_say():
+    subprocess.run([sys.executable, str(ROOT / "results" / "render.py"), "--check"], check=True)
