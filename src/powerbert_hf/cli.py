@@ -72,7 +72,7 @@ class RecipeArguments(ModelArguments):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, or 2 for input that it cannot use."""
+    """Run the command and return its exit status: 0, 2 for input that it cannot use, 130 if interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     commands = {"train": _train, "evaluate": _evaluate, "demo": _demo}
     parser = argparse.ArgumentParser(
@@ -95,6 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"powerbert {known.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"powerbert {known.command}: interrupted; the same command goes on with a training", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -120,5 +120,5 @@ def make_demo(folder: Path, seed: int = 0) -> list[str]:
         f"--eval-file={folder / 'eval.csv'}",
         "--num-train-epochs=6",
         "--learning-rate=5e-4",
-        "--retention-lambda=1e-3",
+        "--retention-lambda=2e-4",
     ]
