@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Models this small only wait for each other's threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import logging
 

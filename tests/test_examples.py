@@ -53,7 +53,7 @@ def test_readmes_first_six_lines_predict(host, tokenizer, tmp_path):
     """With a small checkpoint in the place of the one on the Hub."""
     if host.name != "bert":
         pytest.skip("README shows BERT")
-    host.make_stock(num_hidden_layers=3).save_pretrained(tmp_path)
+    host.make_stock().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     block = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)[0]
     block = re.sub(r'name = ".*?"', f"name = {str(tmp_path)!r}", block)

@@ -272,6 +272,9 @@ def _check_folder(folder: Path, typed: dict[str, Any]) -> bool:
         ValueError: where it holds something else.
     """
     record = folder / "command.json"
+    if folder.is_dir() and list(folder.iterdir()) == [record]:
+        # Its command was refused before it trained anything.
+        return False
     if record.is_file():
         earlier = json.loads(record.read_text(encoding="utf-8"))
         if earlier["arguments"] == json.loads(json.dumps(typed)):

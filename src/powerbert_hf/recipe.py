@@ -249,7 +249,7 @@ def run_recipe(
     def step(name: str, train: Callable[[PoWERTrainingArguments], TrainedStep]) -> dict[str, Any]:
         folder, checkpoints = root / name, root / "checkpoints" / name
         if not folder.is_dir():
-            say(f"{name}: training")
+            say(f"{name}: {'measuring' if name == 'fine_tuned' and fine_tuned else 'training'}")
             step_args = copy.copy(args)
             step_args.output_dir = str(checkpoints)
             # Upstream casts the model itself for these, and the model is saved afterwards.
