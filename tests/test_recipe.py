@@ -173,6 +173,14 @@ def test_a_fine_tuned_model_without_names_of_labels_or_without_a_head_is_refused
     assert "classification head, got none" in capsys.readouterr().err
 
 
+def test_an_incomplete_checkpoint_is_refused(inputs, capsys, host, tmp_path):
+    """Rather than trained on from weights that were made up for it."""
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+    assert cli.main(["train", *inputs]) == 2
+    assert "missing or of another shape than its configuration says" in capsys.readouterr().err
+
+
 def test_a_corrected_command_runs_after_one_that_was_refused(inputs, tmp_path):
     assert cli.main(["train", *inputs, "--text-columns=nothing"]) == 2
     assert not (tmp_path / "run").exists()

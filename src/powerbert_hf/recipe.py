@@ -9,6 +9,7 @@ and goes on from the last checkpoint where one was interrupted.
 import copy
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def load_classifier(model: str | Path | PreTrainedModel, needs_head: bool = Fals
         fields: of the configuration. Weights that do not fit them, such as a head for other labels, begin anew.
 
     Raises:
-        ValueError: for any other architecture, for fields that contradict it, or for a head that is missing.
+        ValueError: for any other architecture, for fields that contradict it, or for weights that are missing.
     """
     config = model.config if isinstance(model, PreTrainedModel) else AutoConfig.from_pretrained(model)
     if config.model_type not in _CLASSIFIERS:
@@ -95,6 +96,14 @@ def load_classifier(model: str | Path | PreTrainedModel, needs_head: bool = Fals
             model, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **fields
         )
         missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    beyond_head = sorted(
+        name for name in missing if not re.search(r"^classifier\.|\.pooler\.|retention_weights$", name)
+    )
+    if beyond_head:
+        raise ValueError(
+            f"The checkpoint must hold all weights of its encoders, got {len(beyond_head)} missing or of another "
+            f"shape than its configuration says, such as {beyond_head[0]}, in {model}; fetch or save it again."
+        )
     if needs_head and any(name.startswith("classifier") for name in missing):
         raise ValueError(
             f"The model must have a trained classification head, got none in {model}; fine-tune it first."
