@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A task and a model small enough to show all three steps offline: invented hotel reviews, most of them small talk.
 
-A review has one to seven sentences. One, two or three of them say something good or bad, sometimes negated; the rest
-is filler. The class is the sign of what was said, so a few words of a text decide it; a share of the labels is wrong,
-as in life, so no model can get all of them right.
+A review has one to six sentences. One or two of them say something good or bad, sometimes by its negation; the rest is
+filler. A few words of a text decide its class; a share of the labels is wrong, as in life, so no model can get all of
+them right.
 """
 
 import csv
@@ -35,7 +35,7 @@ _GOOD = _phrases("wonderful, friendly, spotless, quiet, delicious, generous, cha
 _BAD = _phrases("dirty, rude, noisy, broken, awful, cold, stale, cramped, terrible, smelly")
 _HOW = _phrases("really, very, quite, rather, simply")
 
-TRAIN_ROWS, EVAL_ROWS = 6000, 1000
+TRAIN_ROWS, EVAL_ROWS = 12000, 1000
 _WRONG_LABELS = 0.06
 
 
@@ -67,8 +67,7 @@ def make_reviews(rows: int, rng: np.random.Generator) -> list[tuple[str, str]]:
     reviews = []
     for _ in range(rows):
         good = bool(rng.integers(2))
-        # One opinion, two alike, or two alike and one against them.
-        said = [[good], [good, good], [good, good, not good]][rng.choice(3, p=[0.5, 0.3, 0.2])]
+        said = [good] * (1 + int(rng.random() < 0.4))
         sentences = [opinion(one) for one in said] + [filler() for _ in range(rng.integers(0, 5))]
         rng.shuffle(sentences)
         label = good != (rng.random() < _WRONG_LABELS)
@@ -118,7 +117,7 @@ def make_demo(folder: Path, seed: int = 0) -> list[str]:
         f"--model={folder / 'model'}",
         f"--train-file={folder / 'train.csv'}",
         f"--eval-file={folder / 'eval.csv'}",
-        "--num-train-epochs=6",
+        "--num-train-epochs=3",
         "--learning-rate=5e-4",
-        "--retention-lambda=2e-4",
+        "--retention-lambda=1e-4",
     ]
