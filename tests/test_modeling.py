@@ -237,6 +237,20 @@ def test_dtypes(host, batch, unit):
         ours.float()
 
 
+# torch's own, while it imports what tracing needs.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_an_exported_model_serves_other_batches_and_lengths(host, batch, unit):
+    """Also lengths at and below the counts; torch ties a traced width to being above 1, so not to a single one."""
+    ours = host.make(**HARD[unit])
+    free = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
+    program = torch.export.export(ours, (), batch, dynamic_shapes=dict.fromkeys(batch, free), strict=False).module()
+    for size, length in ((2, 20), (4, 9), (3, 5), (5, 3)):
+        input_ids = torch.arange(size * length).view(size, length) % 50 + 1
+        mask = (torch.arange(length) < torch.arange(length, length - size, -1).clamp(min=1)[:, None]).long()
+        found = program(input_ids=input_ids, attention_mask=mask).logits
+        torch.testing.assert_close(found, ours(input_ids, attention_mask=mask).logits, atol=1e-5, rtol=0)
+
+
 def test_two_threads_share_a_model(host, batch):
     ours = host.make(**HARD["fraction"])
     with torch.no_grad():

@@ -275,7 +275,7 @@ class RetentionEncoderMixin:
                     mask = None
             if mask is not None:
                 # Position 0 stays whatever its mask says, so it counts.
-                lengths = mask[:, 1:].sum(dim=1) + 1
+                lengths = mask.sum(dim=1) + ~mask[:, 0]
             if output_kept_positions:
                 positions = torch.arange(width, device=hidden_states.device).expand(batch_size, -1)
                 if mask is not None:

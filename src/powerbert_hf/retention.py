@@ -105,8 +105,8 @@ def rank(significance: Tensor, mask: Tensor | None = None) -> Tensor:
     significance = significance.nan_to_num(nan=0.0)
     if mask is not None:
         significance = significance.masked_fill(~mask, -1.0)
-    cls_first = torch.full_like(significance[:, :1], torch.inf)
-    return torch.cat([cls_first, significance[:, 1:]], dim=1).sort(dim=1, descending=True, stable=True).indices
+    is_cls = torch.arange(significance.shape[1], device=significance.device) == 0
+    return significance.masked_fill(is_cls, torch.inf).sort(dim=1, descending=True, stable=True).indices
 
 
 def extract(order: Tensor, width: int, counts: Tensor | None = None) -> Tensor:
@@ -127,7 +127,8 @@ def extract(order: Tensor, width: int, counts: Tensor | None = None) -> Tensor:
         >>> extract(torch.tensor([[0, 3, 1, 2]]), 3, torch.tensor([2]))
         tensor([[0, 3, 1]])
     """
-    kept = order[:, :width]
+    # Not a slice: a traced one insists for ever that its width is below the length it was traced with.
+    kept = order.index_select(1, torch.arange(width, device=order.device))
     if counts is None:
         return kept.sort(dim=1).values
     # A surplus position is sorted as if it lay one input further right.
