@@ -71,9 +71,9 @@ class Host:
             setattr(self, key, value)
         self.fields = {**SMALL, **self.extra}
 
-    def make_stock(self, **fields):
+    def make_stock(self, kind="stock", **fields):
         torch.manual_seed(0)
-        return asymmetric_init(self.stock(self.stock_config(**self.fields, **fields))).eval()
+        return asymmetric_init(getattr(self, kind)(self.stock_config(**self.fields, **fields))).eval()
 
     def make(self, kind="classifier", **fields):
         torch.manual_seed(0)
@@ -88,6 +88,14 @@ def asymmetric_init(model):
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2 and "retention" not in name:
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def without_dropout(model):
+    """In training mode only the arithmetic counts then."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     return model
 
 

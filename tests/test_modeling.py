@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import reference
+from conftest import without_dropout
 
 HARD = {
     "words": {"retention_config": [8, 5, 3], "retention_unit": "words"},
@@ -153,9 +154,7 @@ def test_checkpointed_gradients_equal_plain_ones(host, batch, fields, reentrant)
     ours = host.make(**fields)
     labels = torch.tensor([0, 1, 0, 1, 0])
     # Dropout off, yet in training mode: checkpointing works only there.
-    for module in ours.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    without_dropout(ours)
     ours.train()
     plain = torch.autograd.grad(ours(**batch, labels=labels).loss, list(ours.parameters()), allow_unused=True)
     ours.activation_checkpointing_enable({"use_reentrant": reentrant})

@@ -59,7 +59,7 @@ def test_extracting_all_word_vectors_changes_nothing(host, batch, mode, monkeypa
 
 @pytest.mark.parametrize("mode", FULL)
 def test_full_retention_equals_the_stock_base_model_at_every_position(host, batch, mode):
-    stock = asymmetric(host, "stock_base", "stock_config")
+    stock = host.make_stock("stock_base")
     ours = host.make("base", **FULL[mode])
     missing, unexpected = ours.load_state_dict(stock.state_dict(), strict=False)
     assert [name.rsplit(".")[-1] for name in missing] == ["retention_weights"] * mode.startswith("soft")
@@ -69,13 +69,6 @@ def test_full_retention_equals_the_stock_base_model_at_every_position(host, batc
     torch.testing.assert_close(found.pooler_output, wanted.pooler_output, atol=TOLERANCE, rtol=0)
     for ours_states, stock_states in zip(found.hidden_states, wanted.hidden_states, strict=True):
         torch.testing.assert_close(ours_states, stock_states, atol=TOLERANCE, rtol=0)
-
-
-def asymmetric(host, model_class, config_class):
-    from conftest import asymmetric_init
-
-    torch.manual_seed(0)
-    return asymmetric_init(getattr(host, model_class)(getattr(host, config_class)(**host.fields))).eval()
 
 
 def test_handing_on_cls_alone_after_the_last_encoder_changes_nothing(host, batch):
@@ -96,7 +89,7 @@ def test_stock_checkpoint_loads_without_missing_or_unexpected_keys(host, tmp_pat
 
 
 def test_base_checkpoint_loads_with_only_the_head_missing(host, tmp_path):
-    asymmetric(host, "stock_base", "stock_config").save_pretrained(tmp_path)
+    host.make_stock("stock_base").save_pretrained(tmp_path)
     _, info = host.classifier.from_pretrained(tmp_path, output_loading_info=True, retention_config=[6, 4, 2])
     assert info["missing_keys"] == {"classifier.weight", "classifier.bias"}
     assert not info["unexpected_keys"]

@@ -5,6 +5,7 @@ import torch
 from datasets import Dataset
 from transformers import DataCollatorWithPadding
 
+from conftest import without_dropout
 from powerbert_hf import PoWERTrainer, PoWERTrainingArguments
 
 SOFT = {"retention_mode": "soft", "retention_length": 24, "retention_unit": "fraction"}
@@ -42,9 +43,7 @@ def test_loss_is_task_loss_plus_lambda_times_penalty(host, batch, dataset, token
     model = host.make(**SOFT)
     trainer = make_trainer(model, dataset, tokenizer, tmp_path, retention_lambda=0.01)
     inputs = {**batch, "labels": torch.tensor([0, 1, 0, 1, 0])}
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    without_dropout(model)
     model.train()
     outputs = model(**inputs)
     expected = outputs.loss + 0.01 * (1 * 24 + 2 * 24)
@@ -117,9 +116,7 @@ def test_accumulated_gradients_equal_those_of_one_batch(host, dataset, tokenizer
     after = []
     for size, steps in ((16, 1), (8, 2), (4, 4)):
         model = host.make(**SOFT)
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
+        without_dropout(model)
         trainer = make_trainer(
             model,
             even,

@@ -153,7 +153,7 @@ def run_training(
         fine_tuned=recipe_args.fine_tuned,
         say=_say,
     )
-    _say(f"\n{format_report(result.report)}\nfinal model                {result.model_dir}")
+    _say(f"\n{format_report(result.report, result.model_dir)}")
 
 
 def _evaluate(argv: list[str]) -> None:
@@ -289,14 +289,15 @@ def _check_folder(folder: Path, typed: dict[str, Any]) -> bool:
 
 
 def _write_command(folder: Path, argv: list[str], typed: dict[str, Any]) -> None:
+    from .recipe import write_json
+
     folder.mkdir(parents=True, exist_ok=True)
     # A token is nobody else's business.
     shown = [re.sub(r"(--\w*[-_]token=).*", r"\1...", word) for word in argv]
     for place in range(1, len(shown)):
         if re.fullmatch(r"--\w*[-_]token", shown[place - 1]):
             shown[place] = "..."
-    content = {"typed": shown, "arguments": typed, "version": __version__}
-    (folder / "command.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "command.json", {"typed": shown, "arguments": typed, "version": __version__})
 
 
 if __name__ == "__main__":

@@ -140,9 +140,7 @@ def choose_columns(
     """
     columns = dataset.column_names
     if label_column is None:
-        label_column = (
-            task.label_column if task else next((name for name in ("label", "labels") if name in columns), "")
-        )
+        label_column = "labels" if "labels" in columns and "label" not in columns else "label"
     chosen = list(text_columns or (task.text_columns if task else ()))
     if not chosen:
         strings = [

@@ -21,6 +21,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, is_tracing
 
 from .retention import (
+    RetentionMode,
     extract,
     rank,
     retention_count,
@@ -203,21 +204,17 @@ class RetentionEncoderMixin:
         """The L encoders in order; ALBERT's is the same module again and again."""
         raise NotImplementedError
 
-    def rules(
-        self, lengths: Tensor | None, batch_size: int, width: int, cls_only: bool, device: Any
-    ) -> Iterator[Rule]:
+    def rules(self, mode: RetentionMode, lengths: Tensor | None, width: int, cls_only: bool) -> Iterator[Rule]:
         """What each encoder does with its word-vectors.
 
         Args:
-            lengths: (B,), real word-vectors of each input; `None` if all fill the width.
-            batch_size: B.
+            mode: the resolved one.
+            lengths: (B,), real word-vectors of each input; `None`, but not in soft mode, if all fill the width.
             width: T of the input.
             cls_only: whether only [CLS] is read after the last encoder.
-            device: where the counts are needed.
         """
-        mode, unit = self.config.active_retention_mode, self.config.retention_unit
+        unit, weights = self.config.retention_unit, self.retention_weights
         last = self.config.num_encoders - 1
-        weights = self.retention_weights
         if mode == "soft" and weights is None:
             raise ValueError(
                 "A model in soft mode needs retention weights, got none: it was built in another mode; load it with "
@@ -229,16 +226,16 @@ class RetentionEncoderMixin:
                 yield None
             elif cls_only and encoder == last:
                 yield Extract(1, None)
-            elif mode == "soft" and weights is not None:
-                real = torch.full((batch_size,), width, device=device) if lengths is None else lengths
-                yield SoftExtract(soft_extract_weights(weights[encoder], real, width, unit))
+            elif mode == "soft" and weights is not None and lengths is not None:
+                yield SoftExtract(soft_extract_weights(weights[encoder], lengths, width, unit))
             else:
                 entry = self.config.retention_config[encoder]
                 kept = retention_count(entry, width, unit)
                 # Comparing the width would tie a traced graph to it.
-                drops_nothing = entry == previous or (not is_tracing() and kept == width)
-                counts = None if lengths is None else retention_count(entry, lengths, unit)
-                yield None if drops_nothing else Extract(kept, counts)
+                if entry == previous or (not is_tracing() and kept == width):
+                    yield None
+                else:
+                    yield Extract(kept, None if lengths is None else retention_count(entry, lengths, unit))
                 previous = entry
 
     def forward(
@@ -262,8 +259,9 @@ class RetentionEncoderMixin:
             ValueError: for a mask that is not (B, T), or for soft mode without retention weights.
         """
         batch_size, width = hidden_states.shape[:2]
+        mode = self.config.active_retention_mode
         mask, lengths, positions = attention_mask, None, None
-        if self.config.active_retention_mode != "off" or output_kept_positions:
+        if mode != "off" or output_kept_positions:
             if mask is not None and mask.dim() != 2:
                 raise ValueError(
                     "`attention_mask` must have shape (batch, length) to eliminate word-vectors, got "
@@ -276,13 +274,15 @@ class RetentionEncoderMixin:
             if mask is not None:
                 # Position 0 stays whatever its mask says, so it counts.
                 lengths = mask.sum(dim=1) + ~mask[:, 0]
+            elif mode == "soft":
+                lengths = torch.full((batch_size,), width, device=hidden_states.device)
             if output_kept_positions:
                 positions = torch.arange(width, device=hidden_states.device).expand(batch_size, -1)
                 if mask is not None:
                     positions = positions.where(mask | (positions == 0), -1)
 
         kept, kept_positions = Kept(mask, positions), []
-        rules = self.rules(lengths, batch_size, width, cls_only, hidden_states.device)
+        rules = self.rules(mode, lengths, width, cls_only)
         backend_mask = mask_made_for = None
         for encoder, rule in zip(self.encoders(), rules, strict=True):
             queried = hidden_states[:, :1] if isinstance(rule, Extract) and rule.cls_only else hidden_states
@@ -299,7 +299,7 @@ class RetentionEncoderMixin:
             kept_positions.append(kept.positions)
 
         weights, penalty = self.retention_weights, None
-        if weights is not None and self.config.active_retention_mode == "soft":
+        if weights is not None and mode == "soft":
             penalty = retention_penalty(retention_mass(weights[:-1] if cls_only else weights))
         return PoWERModelOutput(
             last_hidden_state=hidden_states,

@@ -312,7 +312,7 @@ def run_recipe(
         },
         "hardware": hardware(),
     }
-    _write_json(root / "report.json", report)
+    write_json(root / "report.json", report)
     return RecipeResult(root / "final", report)
 
 
@@ -351,11 +351,17 @@ def _save_step(step: TrainedStep, data: TaskData, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     step.model.save_pretrained(partial)
     data.tokenizer.save_pretrained(partial)
-    _write_json(partial / "step.json", {"metrics": step.metrics, "masses": step.masses, "history": step.history})
+    write_json(partial / "step.json", {"metrics": step.metrics, "masses": step.masses, "history": step.history})
     partial.rename(folder)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file that is either complete or not there.
+
+    Args:
+        path: where.
+        content: what `json` can write.
+    """
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)

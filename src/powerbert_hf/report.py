@@ -2,14 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run's `report.json` says, as text."""
 
+from pathlib import Path
 from typing import Any
 
 
-def format_report(report: dict[str, Any]) -> str:
+def format_report(report: dict[str, Any], model_dir: Path) -> str:
     """The table that ends a run: metric before and after, configuration, word-vectors kept, speed-ups.
 
     Args:
         report: the content of `report.json`.
+        model_dir: the folder of the final model.
 
     Returns:
         Lines without a last line break.
@@ -34,6 +36,7 @@ def format_report(report: dict[str, Any]) -> str:
             f"{report['data']['eval_rows']} rows of {report['mean_length']:.1f} word-pieces on average, seed "
             f"{report['training']['seed']}",
         ),
+        ("final model", str(model_dir)),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

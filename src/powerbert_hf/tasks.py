@@ -31,7 +31,6 @@ class Task:
     max_length: int | None = None
     eval_split: str = "validation"
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    label_column: str = "label"
 
 
 def _published(batch_size: int, rate: float, retention_rate: float, retention_lambda: float) -> dict[str, Any]:
