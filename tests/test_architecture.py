@@ -11,6 +11,8 @@ PACKAGE = Path(powerbert_hf.__file__).parent
 ORDER = [
     "retention",
     "configuration_powerbert",
+    "varlen",
+    "packing",
     "elimination",
     "modeling_power",
     "modeling_powerbert",

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The word-vectors' way through the encoders, for both backbones: attention that also ranks, rules, the loop.
 
-The encoders hand two things on: `hidden_states`, and a [`Kept`] that says which word-vectors these are. A rule tells
-each encoder what to do with them: `None` (keep all), [`Extract`] or [`SoftExtract`]. Every forward makes its rules
-anew from the configuration, so a model keeps no state between calls, and ALBERT can share one layer over all depths.
+The encoders hand two things on: `hidden_states`, and a [`Kept`] (padded) or [`Packed`] that says which word-vectors
+these are. A rule tells each encoder what to do with them: `None` (keep all), [`Extract`] or [`SoftExtract`]. Every
+forward makes its rules anew from the configuration, so a model keeps no state between calls, and ALBERT can share one
+layer over all depths.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, is_tracing
 
+from .packing import Packed, attend_all, attend_and_rank
 from .retention import (
     RetentionMode,
     extract,
@@ -67,6 +69,10 @@ class Extract(NamedTuple):
         """Whether [CLS] alone goes on, which needs no ranking and a single query. Never true of a symbolic width."""
         return type(self.width) is int and self.width == 1
 
+    def kept(self, packed: Packed) -> list[int]:
+        """How many word-vectors each of the packed inputs keeps."""
+        return [self.width] * len(packed.lengths) if self.counts is None else self.counts.tolist()
+
 
 class SoftExtract(NamedTuple):
     """Rule of an encoder in soft mode: all go on, each times the weight of its rank."""
@@ -76,6 +82,7 @@ class SoftExtract(NamedTuple):
 
 
 Rule: TypeAlias = Extract | SoftExtract | None
+AnyKept: TypeAlias = Kept | Packed
 
 
 @dataclass
@@ -106,7 +113,13 @@ class RankingAttentionMixin:
     scaling: float
 
     def attend(
-        self, hidden_states: Tensor, attention_mask: Any, kept: Kept, rule: Rule, dropout: float, **kwargs: Any
+        self,
+        hidden_states: Tensor,
+        attention_mask: Any,
+        kept: AnyKept,
+        rule: Rule,
+        dropout: float,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """`BertSelfAttention.forward`, the first half of `AlbertAttention.forward` (transformers 5.23), and a rank.
 
@@ -125,6 +138,8 @@ class RankingAttentionMixin:
             The context (B, Q, D), the attention weights (B, H, Q, T) where the implementation has them, and the
             positions by rank (B, T) where `rule` needs them. Q is 1 where the rule keeps [CLS] alone, else T.
         """
+        if isinstance(kept, Packed):
+            return self.attend_packed(hidden_states, kept, rule)
         cls_only = isinstance(rule, Extract) and rule.cls_only
         queried = hidden_states[:, :1] if cls_only else hidden_states
 
@@ -151,15 +166,33 @@ class RankingAttentionMixin:
             order = rank(significance(query, key, kept.mask, self.scaling), kept.mask)
         return context.reshape(*queried.shape[:-1], -1).contiguous(), weights, order
 
+    def attend_packed(self, hidden_states: Tensor, packed: Packed, rule: Rule) -> tuple[Tensor, None, Tensor | None]:
+        """The same for packed word-vectors (1, S, D), without gradient: context of those that stay, and their rows."""
+        states = hidden_states[0]
+        rows = None
+        if isinstance(rule, Extract) and rule.cls_only:
+            rows = torch.tensor(packed.starts(), device=states.device)
+
+        def heads(projection: nn.Module, states: Tensor) -> Tensor:
+            return projection(states).unflatten(-1, (-1, self.attention_head_size))
+
+        query = heads(self.query, states if rows is None else states[rows])
+        key, value = heads(self.key, states), heads(self.value, states)
+        if isinstance(rule, Extract) and rows is None:
+            context, rows = attend_and_rank(query, key, value, packed, rule.kept(packed), self.scaling)
+        else:
+            context = attend_all(query, key, value, packed, self.scaling)
+        return context.flatten(1)[None], None, rows
+
 
 def retain(
     project: Callable[[Tensor, Tensor], Tensor],
     context: Tensor,
     residual: Tensor,
     order: Tensor | None,
-    kept: Kept,
+    kept: AnyKept,
     rule: Rule,
-) -> tuple[Tensor, Kept]:
+) -> tuple[Tensor, AnyKept]:
     """From the context to the word-vectors that enter the feed-forward network.
 
     `project` is the rest of the host's attention: output projection, residual, LayerNorm. It acts on each word-vector
@@ -180,6 +213,8 @@ def retain(
         return project(context, residual), kept
     if isinstance(rule, SoftExtract):
         return soft_extract(project(context, residual), order, rule.rank_weights), kept
+    if isinstance(kept, Packed):
+        return project(context, residual.index_select(1, order)), Packed(rule.kept(kept))
     kept, (context, residual) = kept.extract(order, rule, context, residual)
     return project(context, residual), kept
 
@@ -306,3 +341,14 @@ class RetentionEncoderMixin:
             kept_positions=tuple(kept_positions) if output_kept_positions else None,
             retention_penalty=penalty,
         )
+
+    def forward_packed(self, hidden_states: Tensor, packed: Packed) -> Tensor:
+        """The same for packed embeddings, (1, S, D), if only [CLS] is read of the result: (B, 1, D)."""
+        lengths = torch.tensor(packed.lengths)
+        for encoder, rule in zip(
+            self.encoders(),
+            self.rules(self.config.active_retention_mode, lengths, packed.lengths[-1], cls_only=True),
+            strict=True,
+        ):
+            hidden_states, packed = encoder(hidden_states, None, packed, rule)
+        return hidden_states[0, packed.starts()][:, None]

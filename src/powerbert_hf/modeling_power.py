@@ -4,7 +4,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,12 +14,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, is_tracing
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_powerbert import RetentionConfig
 from .elimination import PoWERModelOutput, RetentionEncoderMixin
+from .packing import pack
 
 
 @dataclass
@@ -129,6 +130,8 @@ class RetentionBaseModelMixin(RetentionModelMixin):
             position_ids: (B, T).
             inputs_embeds: (B, T, E), in place of `input_ids`.
             cls_only: whether only [CLS] is read of the result; then encoder L computes no more, but in off mode.
+                Without gradients, and with nothing else asked for, the word-vectors are packed and [CLS] is all that
+                returns.
             output_kept_positions: whether to return which word-vectors leave each encoder.
             kwargs: as upstream.
 
@@ -137,12 +140,59 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if cls_only and not output_kept_positions and self._can_pack(attention_mask, kwargs):
+            cls = self._packed_cls(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+            return PoWERModelOutput(last_hidden_state=cls, pooler_output=self.pool(cls))
         embedded = self.embeddings(
             input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids, inputs_embeds=inputs_embeds
         )
         outputs = self.encoder(embedded, attention_mask, cls_only, output_kept_positions, **kwargs)
         outputs.pooler_output = self.pool(outputs.last_hidden_state)
         return outputs
+
+    def _can_pack(self, attention_mask: Tensor | None, asked: Mapping[str, Any]) -> bool:
+        """Whether [CLS] may be computed on packed word-vectors: nobody will see that they were not padded."""
+        if torch.is_grad_enabled() or self.training or is_tracing() or self.config.active_retention_mode == "soft":
+            return False
+        recorded = (getattr(self.config, f"output_{name}", False) for name in ("hidden_states", "attentions"))
+        if any(recorded) or any(value is not None and value is not False for value in asked.values()):
+            return False
+        # Any other implementation is one that the user means to have called.
+        if self.config._attn_implementation not in ("eager", "sdpa"):
+            return False
+        if attention_mask is not None and (attention_mask.dim() != 2 or not attention_mask[:, 0].all()):
+            return False
+        if self.device.type == "cuda":
+            in_use = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else self.dtype
+            return in_use in (torch.float16, torch.bfloat16)
+        return self.device.type == "cpu"
+
+    def _packed_cls(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Any,
+    ) -> Tensor:
+        """(B, 1, D): [CLS] after the last encoder."""
+        inputs = inputs_embeds if input_ids is None else input_ids
+        shape = inputs.shape[:2]
+        if attention_mask is None:
+            attention_mask = torch.ones(shape, device=self.device)
+        packed, rows, places = pack(attention_mask.to(self.device, torch.bool))
+
+        def take(values: Tensor | None) -> Tensor | None:
+            """(B, T) or (1, T), and what follows, to (1, S)."""
+            return None if values is None else values.expand(*shape, *values.shape[2:]).flatten(0, 1)[rows][None]
+
+        embedded = self.embeddings(
+            input_ids=take(input_ids),
+            token_type_ids=take(token_type_ids),
+            position_ids=(rows % shape[1])[None] if position_ids is None else take(position_ids),
+            inputs_embeds=take(inputs_embeds),
+        )
+        return self.encoder.forward_packed(embedded, packed)[places]
 
 
 class RetentionSequenceClassifierMixin(RetentionModelMixin):

@@ -21,8 +21,9 @@ from transformers.models.albert.modeling_albert import (
 from transformers.pytorch_utils import apply_chunking_to_forward
 
 from .configuration_powerbert import PoWERAlbertConfig
-from .elimination import Kept, PoWERModelOutput, RankingAttentionMixin, RetentionEncoderMixin, Rule, retain
+from .elimination import AnyKept, PoWERModelOutput, RankingAttentionMixin, RetentionEncoderMixin, Rule, retain
 from .modeling_power import RetentionBaseModelMixin, RetentionSequenceClassifierMixin
+from .packing import Packed
 
 
 class PoWERAlbertAttention(RankingAttentionMixin, AlbertAttention):
@@ -33,8 +34,8 @@ class PoWERAlbertAttention(RankingAttentionMixin, AlbertAttention):
         return self.LayerNorm(residual + self.output_dropout(self.dense(context)))
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Any, kept: Kept, rule: Rule, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None, Kept]:
+        self, hidden_states: Tensor, attention_mask: Any, kept: AnyKept, rule: Rule, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None, AnyKept]:
         """(B, T, D) to (B, K, D), the attention weights where there are any, and which word-vectors these are."""
         context, weights, order = self.attend(
             hidden_states, attention_mask, kept, rule, self.attention_dropout.p, **kwargs
@@ -51,8 +52,8 @@ class PoWERAlbertLayer(GradientCheckpointingLayer, AlbertLayer):
         self.attention = PoWERAlbertAttention(config)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Any, kept: Kept, rule: Rule, **kwargs: Any
-    ) -> tuple[Tensor, Kept]:
+        self, hidden_states: Tensor, attention_mask: Any, kept: AnyKept, rule: Rule, **kwargs: Any
+    ) -> tuple[Tensor, AnyKept]:
         """`AlbertLayer.forward` (transformers 5.23): (B, T, D) to (B, K, D), and which word-vectors these are."""
         attended, _, kept = self.attention(hidden_states, attention_mask, kept, rule, **kwargs)
         output = apply_chunking_to_forward(self.ff_chunk, self.chunk_size_feed_forward, self.seq_len_dim, attended)
@@ -77,6 +78,10 @@ class PoWERAlbertTransformer(RetentionEncoderMixin, AlbertTransformer):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> PoWERModelOutput:
         """See `RetentionEncoderMixin.forward`; ALBERT's embeddings (B, T, E) are narrower than its encoders."""
         return super().forward(self.embedding_hidden_mapping_in(hidden_states), *args, **kwargs)
+
+    def forward_packed(self, hidden_states: Tensor, packed: Packed) -> Tensor:
+        """See `RetentionEncoderMixin.forward_packed`."""
+        return super().forward_packed(self.embedding_hidden_mapping_in(hidden_states), packed)
 
 
 class PoWERAlbertPreTrainedModel(AlbertPreTrainedModel):

@@ -18,14 +18,14 @@ from transformers.models.bert.modeling_bert import (
 from transformers.pytorch_utils import apply_chunking_to_forward
 
 from .configuration_powerbert import PoWERBertConfig
-from .elimination import Kept, RankingAttentionMixin, RetentionEncoderMixin, Rule, retain
+from .elimination import AnyKept, RankingAttentionMixin, RetentionEncoderMixin, Rule, retain
 from .modeling_power import RetentionBaseModelMixin, RetentionSequenceClassifierMixin
 
 
 class PoWERBertSelfAttention(RankingAttentionMixin, BertSelfAttention):
     """Identical to `BertSelfAttention`, except that it also ranks the word-vectors."""
 
-    def forward(self, hidden_states: Tensor, attention_mask: Any, kept: Kept, rule: Rule, **kwargs: Any) -> tuple:
+    def forward(self, hidden_states: Tensor, attention_mask: Any, kept: AnyKept, rule: Rule, **kwargs: Any) -> tuple:
         """See `RankingAttentionMixin.attend`."""
         return self.attend(hidden_states, attention_mask, kept, rule, self.dropout.p, **kwargs)
 
@@ -38,8 +38,8 @@ class PoWERBertAttention(BertAttention):
         self.self = PoWERBertSelfAttention(config, layer_idx=layer_idx)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Any, kept: Kept, rule: Rule, **kwargs: Any
-    ) -> tuple[Tensor, Kept]:
+        self, hidden_states: Tensor, attention_mask: Any, kept: AnyKept, rule: Rule, **kwargs: Any
+    ) -> tuple[Tensor, AnyKept]:
         """(B, T, D) to (B, K, D), and which word-vectors these are."""
         context, _, order = self.self(hidden_states, attention_mask, kept, rule, **kwargs)
         return retain(self.output, context, hidden_states, order, kept, rule)
@@ -53,8 +53,8 @@ class PoWERBertLayer(BertLayer):
         self.attention = PoWERBertAttention(config, layer_idx)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Any, kept: Kept, rule: Rule, **kwargs: Any
-    ) -> tuple[Tensor, Kept]:
+        self, hidden_states: Tensor, attention_mask: Any, kept: AnyKept, rule: Rule, **kwargs: Any
+    ) -> tuple[Tensor, AnyKept]:
         """`BertLayer.forward` (transformers 5.23) of an encoder: (B, T, D) to (B, K, D), and which these are."""
         attended, kept = self.attention(hidden_states, attention_mask, kept, rule, **kwargs)
         output = apply_chunking_to_forward(

@@ -74,12 +74,30 @@ def significance(query: Tensor, key: Tensor, mask: Tensor | None = None, scale: 
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     scores = query @ key.transpose(-1, -2) * scale  # (B, H, T, T)
-    not_counted = torch.eye(query.shape[-2], dtype=torch.bool, device=query.device)
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min)
+    return attention_received(scores.softmax(dim=-1, dtype=torch.float32), mask)
+
+
+@torch.no_grad()
+def attention_received(attention: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The significance, from attention probabilities that have been computed already.
+
+    Args:
+        attention: (B, H, T, T), rows sum to 1.
+        mask: (B, T), true where a word-vector is real; `None` if all are. Rows of others do not vote.
+
+    Returns:
+        (B, T) in float32, without gradient.
+
+    Example:
+        >>> attention_received(torch.tensor([[[[0.25, 0.75], [0.5, 0.5]]]]))
+        tensor([[0.5000, 0.7500]])
+    """
+    not_counted = torch.eye(attention.shape[-1], dtype=torch.bool, device=attention.device)
+    if mask is not None:
         not_counted = not_counted | ~mask[:, :, None]
-    attention = scores.softmax(dim=-1, dtype=torch.float32).sum(dim=1)  # (B, T, T)
-    return attention.masked_fill(not_counted, 0.0).sum(dim=1)
+    return attention.sum(dim=1, dtype=torch.float32).masked_fill(not_counted, 0.0).sum(dim=1)
 
 
 def rank(significance: Tensor, mask: Tensor | None = None) -> Tensor:
