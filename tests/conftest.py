@@ -7,6 +7,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import logging
+import multiprocessing
+import socket
 
 import datasets
 import pytest
@@ -136,6 +138,30 @@ def rows():
         words.insert(draw(len(words) + 1), ("bad", "good")[label])
         made.append({"text": " ".join(words), "label": ("negative", "positive")[label]})
     return made
+
+
+@pytest.fixture(scope="session")
+def start():
+    """Runs a function of a test's module in a process of its own, which need not import the libraries again."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["powerbert_hf.recipe", "powerbert_hf.report", "powerbert_hf.cli"])
+
+    def start(function, *args):
+        process = context.Process(target=function, args=args, daemon=True)
+        process.start()
+        return process
+
+    return start
+
+
+@pytest.fixture
+def as_rank():
+    """What a launcher such as torchrun tells each of two processes on this machine."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    both = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return [{**both, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """`powerbert train` end to end on 64 rows and a tiny model: what it leaves, how it goes on, what it refuses."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 import torch
@@ -135,6 +137,90 @@ def test_an_interrupted_run_goes_on_to_the_same_model(inputs, tmp_path, monkeypa
     assert cli.main(["train", *inputs]) == 0
     assert (tmp_path / "run" / "fine_tuned" / "step.json").stat().st_mtime_ns == written
     assert (tmp_path / "run" / "final" / "model.safetensors").read_bytes() == wanted
+
+
+def test_a_checkpoint_that_is_not_whole_is_passed_over(host, inputs, tmp_path, caplog):
+    """Whichever of its files a kill or a power failure cut short, or left out."""
+    folder = tmp_path / "run" / "checkpoints" / "fine_tuned"
+    caplog.set_level("INFO", logger="powerbert_hf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "evaluate_model", interrupt)
+        assert cli.main(["train", *inputs, "--save-strategy=steps", "--save-steps=1", "--save-total-limit=2"]) == 130
+    last, before = str(folder / "checkpoint-4"), str(folder / "checkpoint-3")
+    assert recipe._last_complete_checkpoint(str(folder)) == last
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"):
+        file = folder / "checkpoint-4" / name
+        content = file.read_bytes()
+        for damaged in (content[: len(content) // 2], content[:-2], b"", None):
+            caplog.clear()
+            file.unlink() if damaged is None else file.write_bytes(damaged)
+            assert recipe._last_complete_checkpoint(str(folder)) == before, name
+            assert caplog.messages == [f"{last} is incomplete and will be written again"]
+        file.write_bytes(content)
+    assert recipe._last_complete_checkpoint(str(folder)) == last
+    assert recipe._last_complete_checkpoint(str(tmp_path / "nowhere")) is None
+
+
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_what_a_kill_leaves_behind_is_cleared_away(inputs, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run.mkdir()
+    # The command was being written down.
+    (run / "command.json.partial").write_text('{"typ')
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "evaluate_model", interrupt)
+        assert cli.main(["train", *inputs]) == 130
+    # A model was being saved.
+    (run / "fine_tuned.partial").mkdir()
+    (run / "fine_tuned.partial" / "model.safetensors").write_bytes(b"\0" * 8)
+    with monkeypatch.context() as patch:
+        # A step's folder had its name, its checkpoints were to be removed; at last the report was being written.
+        patch.setattr(recipe.shutil, "rmtree", lambda *args, **kwargs: None)
+        patch.setattr(recipe, "measure", interrupt)
+        (run / "fine_tuned.partial" / "model.safetensors").unlink()
+        assert cli.main(["train", *inputs]) == 130
+    (run / "report.json.partial").write_text("{")
+    assert {"checkpoints", "final", "report.json.partial"} <= {path.name for path in run.iterdir()}
+    assert cli.main(["train", *inputs]) == 0
+    names = ["command.json", "final", "fine_tuned", "report.json", "searched"]
+    assert sorted(path.name for path in run.iterdir()) == names
+
+
+def test_a_step_without_its_record_is_refused(inputs, tmp_path, capsys):
+    assert cli.main(["train", *inputs]) == 0
+    record = tmp_path / "run" / "searched" / "step.json"
+    for damaged in (record.read_text()[:-10], None):
+        capsys.readouterr()
+        record.unlink() if damaged is None else record.write_text(damaged)
+        assert cli.main(["train", *inputs]) == 2
+        assert f"remove {record.parent} to have the step done again" in capsys.readouterr().err
+
+
+def test_two_commands_do_not_share_a_folder(inputs, tmp_path, capsys):
+    with cli._sole_use(tmp_path / "run"):
+        assert cli.main(["train", *inputs]) == 2
+    assert "One command at a time can use an `--output-dir`" in capsys.readouterr().err
+    assert cli.main(["train", *inputs]) == 0
+
+
+def train_as_rank(rank, argv, log):
+    os.environ.update(rank)
+    with open(log, "w") as file, redirect_stdout(file), redirect_stderr(file):
+        sys.exit(cli.main(["train", *argv]))
+
+
+def test_several_processes_are_refused_in_each(inputs, start, as_rank, tmp_path):
+    logs = [tmp_path / "0.txt", tmp_path / "1.txt"]
+    ranks = [start(train_as_rank, rank, inputs, log) for rank, log in zip(as_rank, logs, strict=True)]
+    for process, log in zip(ranks, logs, strict=True):
+        process.join()
+        assert process.exitcode == 2
+        assert log.read_text().startswith("powerbert train: `powerbert train` must run in one process, got 2;")
+        assert log.read_text().count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_fine_tuned_model_is_not_trained_on_all_word_vectors_again(host, inputs, tmp_path):

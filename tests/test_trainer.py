@@ -1,14 +1,20 @@
 """The loss term, the optimizer's group, the clamp, the logs; on a few steps of a tiny model."""
 
+import logging
+import os
+
 import pytest
 import torch
 from datasets import Dataset
-from transformers import DataCollatorWithPadding
+from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging as transformers_logging
 
-from conftest import without_dropout
+from conftest import Host, without_dropout
 from powerbert_hf import PoWERTrainer, PoWERTrainingArguments
 
 SOFT = {"retention_mode": "soft", "retention_length": 24, "retention_unit": "fraction"}
+HARD = {"retention_config": [0.6, 0.4, 0.2], "retention_unit": "fraction"}
+MODES = {"soft": SOFT, "hard": HARD, "off": {}}
 
 
 @pytest.fixture
@@ -35,7 +41,7 @@ def make_trainer(model, dataset, tokenizer, folder, **fields):
         args=args,
         train_dataset=dataset,
         processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=None if tokenizer is None else DataCollatorWithPadding(tokenizer),
     )
 
 
@@ -108,34 +114,86 @@ def test_an_optimizer_of_the_users_own_keeps_its_rates(host, dataset, tokenizer,
     assert [group["lr"] for group in trainer.optimizer.param_groups] == [3e-5]
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_accumulated_gradients_equal_those_of_one_batch(host, dataset, tokenizer, tmp_path, smoothing):
-    """Texts of one length, so that a mean of means is the mean; no dropout, so that only the arithmetic counts."""
+def rows_of_one_length():
     ids = torch.randint(5, 20, (16, 10), generator=torch.Generator().manual_seed(0)).tolist()
-    even = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * 10] * 16, "labels": [0, 1] * 8})
-    after = []
-    for size, steps in ((16, 1), (8, 2), (4, 4)):
-        model = host.make(**SOFT)
-        without_dropout(model)
-        trainer = make_trainer(
-            model,
-            even,
-            tokenizer,
+    return Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * 10] * 16, "labels": [0, 1] * 8})
+
+
+def train_with_stock_trainer(model, dataset, tokenizer, folder):
+    fields = {"max_steps": 3, "use_cpu": True, "dataloader_pin_memory": False, "disable_tqdm": True}
+    args = TrainingArguments(output_dir=str(folder), save_strategy="no", **fields)
+    Trainer(model, args, train_dataset=dataset, processing_class=tokenizer).train()
+
+
+def one_plain_step(host, mode, folder, **fields):
+    """Loss and weights after a step of SGD, so that weights tell gradients.
+
+    Texts of one length, so that a mean of means is the mean; no dropout, so that only the arithmetic counts.
+    """
+    model = without_dropout(host.make(**MODES[mode]))
+    plain = {
+        "max_steps": 1,
+        "optim": "sgd",
+        "learning_rate": 0.1,
+        "retention_learning_rate": 1.0,
+        "max_grad_norm": 0.0,
+    }
+    trainer = make_trainer(model, rows_of_one_length(), None, folder, **plain, **fields)
+    trainer.train()
+    return trainer.state.log_history[0], {name: value.detach() for name, value in model.named_parameters()}
+
+
+def assert_same_step(found, wanted):
+    assert found[0]["loss"] == pytest.approx(wanted[0]["loss"], abs=1e-5)
+    for name, value in wanted[1].items():
+        torch.testing.assert_close(found[1][name], value, atol=2e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_accumulated_gradients_equal_those_of_one_batch(host, mode, tmp_path, smoothing):
+    def step(size, accumulated):
+        return one_plain_step(
+            host,
+            mode,
             tmp_path,
             per_device_train_batch_size=size,
-            gradient_accumulation_steps=steps,
-            max_steps=1,
-            optim="sgd",
-            learning_rate=0.1,
-            retention_learning_rate=1.0,
-            max_grad_norm=0.0,
+            gradient_accumulation_steps=accumulated,
             label_smoothing_factor=smoothing,
         )
-        trainer.train()
-        after.append({name: p.detach().clone() for name, p in model.named_parameters()})
-    for other in after[1:]:
-        for name, parameter in other.items():
-            torch.testing.assert_close(parameter, after[0][name], atol=2e-6, rtol=1e-5, msg=name)
+
+    whole = step(16, 1)
+    assert_same_step(step(8, 2), whole)
+    assert_same_step(step(4, 4), whole)
+
+
+def step_as_rank(rank, host, folder):
+    os.environ.update(rank)
+    heard = []
+    handler = logging.Handler()
+    handler.emit = heard.append
+    logging.getLogger("powerbert_hf").addHandler(handler)
+    for mode in MODES:
+        step = one_plain_step(Host(host), mode, folder, per_device_train_batch_size=8, label_smoothing_factor=0.1)
+        torch.save(step, f"{folder}/{mode}-{rank['RANK']}.pt")
+    assert not heard
+    train_with_stock_trainer(Host(host).make(**SOFT), rows_of_one_length(), None, folder)
+    assert len(heard) == 1
+
+
+def test_two_processes_train_as_one_does(host, start, as_rank, tmp_path):
+    ranks = [start(step_as_rank, rank, host.name, tmp_path) for rank in as_rank]
+    for process in ranks:
+        process.join()
+        assert process.exitcode == 0
+    for mode in MODES:
+        wanted = one_plain_step(host, mode, tmp_path, per_device_train_batch_size=16, label_smoothing_factor=0.1)
+        first, second = [torch.load(tmp_path / f"{mode}-{rank}.pt") for rank in "01"]
+        assert_same_step(first, wanted)
+        assert all(torch.equal(second[1][name], value) for name, value in first[1].items())
+        if mode == "soft":
+            # Of both processes' halves, not of one's.
+            assert first[0]["task_loss"] == pytest.approx(wanted[0]["task_loss"], abs=1e-5)
 
 
 def test_a_loss_of_the_users_own_is_accumulated_right(host, dataset, tokenizer, tmp_path):
@@ -161,14 +219,81 @@ def test_a_loss_of_the_users_own_is_accumulated_right(host, dataset, tokenizer, 
     torch.testing.assert_close(masses[0], torch.tensor([24 - 23 * 0.01, 24 - 23 * 0.02, 24.0]))
 
 
-def test_resumed_search_ends_where_an_uninterrupted_one_does(host, dataset, tokenizer, tmp_path):
-    fields = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, "retention_learning_rate": 0.05}
-    whole = make_trainer(host.make(**SOFT), dataset, tokenizer, tmp_path, **fields)
-    whole.train()
-    again = make_trainer(host.make(**SOFT), dataset, tokenizer, tmp_path, **fields)
-    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    for (name, found), (_, wanted) in zip(again.model.named_parameters(), whole.model.named_parameters(), strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0, msg=name)
+class RecordRates(TrainerCallback):
+    def __init__(self):
+        self.rates = {}
+
+    def on_step_end(self, args, state, control, optimizer, **kwargs):
+        self.rates[state.global_step] = [group["lr"] for group in optimizer.param_groups]
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_resumed_search_ends_where_an_uninterrupted_one_does(host, dataset, tokenizer, tmp_path, strategy):
+    """Also in the middle of the second epoch, whose order must be found again; with dropout."""
+
+    def search(checkpoint=None):
+        fields = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 4, "retention_lambda": 0.01}
+        trainer = make_trainer(
+            host.make(**SOFT), dataset, tokenizer, tmp_path, train_sampling_strategy=strategy, **fields
+        )
+        trainer.add_callback(record := RecordRates())
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return dict(trainer.model.named_parameters()), record.rates
+
+    whole, rates = search()
+    assert not torch.equal(whole[f"{host.name}.encoder.retention_weights"], torch.ones(3, 24))
+    for checkpoint in (4, 8, 12):
+        resumed, resumed_rates = search(str(tmp_path / f"checkpoint-{checkpoint}"))
+        for name, wanted in whole.items():
+            assert torch.equal(resumed[name], wanted), (checkpoint, name)
+        assert resumed_rates == {step: rate for step, rate in rates.items() if step > checkpoint}
+
+
+def test_groups_by_length_differ_by_epoch_and_hold_every_row_once(host, dataset, tokenizer, tmp_path):
+    fields = {"train_sampling_strategy": "group_by_length", "seed": 5}
+    first, second = [
+        make_trainer(host.make(), dataset, tokenizer, tmp_path, **fields)._get_train_sampler() for _ in range(2)
+    ]
+    orders = []
+    for epoch in (0, 1):
+        first.set_epoch(epoch)
+        second.set_epoch(epoch)
+        orders.append(list(first))
+        assert list(second) == orders[-1]
+        assert sorted(orders[-1]) == list(range(64))
+    assert orders[0] != orders[1]
+
+
+@pytest.fixture
+def warned(caplog):
+    """Upstream remembers over all calls what it has warned of once."""
+    transformers_logging.warning_once.cache_clear()
+    return lambda: [record.getMessage() for record in caplog.records if record.name.startswith("powerbert_hf")]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_stock_trainer_trains_any_mode_and_says_once_what_a_search_lacks(
+    host, dataset, tokenizer, tmp_path, mode, warned
+):
+    model = host.make(**MODES[mode])
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    train_with_stock_trainer(model, dataset, tokenizer, tmp_path)
+    assert all(not torch.equal(before[name], value) for name, value in model.named_parameters() if "bias" not in name)
+    assert len(warned()) == (mode == "soft")
+    assert all("are trained without their penalty" in line for line in warned())
+
+
+def test_who_takes_the_penalty_is_not_warned(host, batch, dataset, tokenizer, tmp_path, warned):
+    make_trainer(host.make(**SOFT), dataset, tokenizer, tmp_path, max_steps=1, label_smoothing_factor=0.1).train()
+    model = host.make(**SOFT).train()
+    for lam in (0.01, 0.0):
+        outputs = model(**batch, labels=torch.tensor([0, 1, 0, 1, 0]))
+        (outputs.loss + lam * outputs.retention_penalty).backward()
+    # Nor who only reads a model's gradients.
+    model.eval()(**batch).logits.sum().backward()
+    assert not warned()
+    model.train()(**batch).logits.sum().backward()
+    assert len(warned()) == 1
 
 
 def test_hard_mode_trains_as_an_upstream_trainer_would(host, dataset, tokenizer, tmp_path):
@@ -177,13 +302,14 @@ def test_hard_mode_trains_as_an_upstream_trainer_would(host, dataset, tokenizer,
     trainer.train()
     assert "retention_penalty" not in trainer.state.log_history[0]
     assert len(trainer.optimizer.param_groups) == 2
-    predictions = trainer.predict(dataset).predictions
-    assert predictions.shape == (64, 2)
 
 
-def test_predictions_in_soft_mode_are_the_logits_alone(host, dataset, tokenizer, tmp_path):
-    trainer = make_trainer(host.make(**SOFT), dataset, tokenizer, tmp_path)
-    assert trainer.predict(dataset).predictions.shape == (64, 2)
+@pytest.mark.parametrize("mode", MODES)
+def test_predictions_are_the_logits_alone_whatever_else_the_model_returns(host, dataset, tokenizer, tmp_path, mode):
+    model = host.make(**MODES[mode])
+    predictions = make_trainer(model, dataset, tokenizer, tmp_path).predict(dataset).predictions
+    batch = tokenizer.pad(dataset.remove_columns("labels")[:], return_tensors="pt")
+    torch.testing.assert_close(torch.tensor(predictions), model(**batch).logits.detach(), atol=1e-5, rtol=0)
 
 
 def test_retention_weights_in_half_precision_are_refused(host, dataset, tokenizer, tmp_path):

@@ -5,10 +5,12 @@
 import argparse
 import json
 import logging
+import os
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,13 @@ def _say(line: str) -> None:
 def _train(argv: list[str]) -> None:
     from .trainer import PoWERTrainingArguments
 
+    # Of every launcher; asked before upstream's arguments join the other processes.
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise ValueError(
+            f"`powerbert train` must run in one process, got {processes}; start it without `torchrun` or "
+            "`accelerate launch`."
+        )
     recipe_args, data_args, args = _parse(
         "train", argv, [RecipeArguments, DataArguments, PoWERTrainingArguments], require_output=True
     )
@@ -133,26 +142,26 @@ def run_training(
     from .recipe import run_recipe
     from .report import format_report
 
-    if args.push_to_hub or args.world_size > 1:
+    if args.push_to_hub:
         raise ValueError(
-            "`powerbert train` runs in one process and publishes nothing, got `--push-to-hub` or several processes; "
-            "publish `final/` with its `push_to_hub`."
+            "`powerbert train` publishes nothing, got `--push-to-hub`; load `final/` and call its `push_to_hub`."
         )
     folder = Path(args.output_dir)
     going_on = _check_folder(folder, typed)
     data = _load_data(data_args, recipe_args.model, args.seed)
-    if going_on:
-        _say(f"going on with the run in {folder}")
-    else:
-        _write_command(folder, argv, typed)
-    result = run_recipe(
-        recipe_args.model,
-        data,
-        args,
-        unit=recipe_args.retention_unit,  # type: ignore[arg-type]
-        fine_tuned=recipe_args.fine_tuned,
-        say=_say,
-    )
+    with _sole_use(folder):
+        if going_on:
+            _say(f"going on with the run in {folder}")
+        else:
+            _write_command(folder, argv, typed)
+        result = run_recipe(
+            recipe_args.model,
+            data,
+            args,
+            unit=recipe_args.retention_unit,  # type: ignore[arg-type]
+            fine_tuned=recipe_args.fine_tuned,
+            say=_say,
+        )
     _say(f"\n{format_report(result.report, result.model_dir)}")
 
 
@@ -265,6 +274,36 @@ def _load_data(data_args: DataArguments, model: str, seed: int) -> Any:
     )
 
 
+@contextmanager
+def _sole_use(folder: Path) -> Iterator[None]:
+    """Lock the folder of a run, where the system can; the lock ends with the process, however that ends.
+
+    Raises:
+        ValueError: where another command is running in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"One command at a time can use an `--output-dir`, got a second one for {folder}; wait for the "
+                "other, or choose another folder."
+            ) from None
+        except OSError:
+            # Some network file systems lock no folders.
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _check_folder(folder: Path, typed: dict[str, Any]) -> bool:
     """Whether the folder holds this very run already.
 
@@ -272,8 +311,8 @@ def _check_folder(folder: Path, typed: dict[str, Any]) -> bool:
         ValueError: where it holds something else.
     """
     record = folder / "command.json"
-    if folder.is_dir() and list(folder.iterdir()) == [record]:
-        # Its command was refused before it trained anything.
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"command.json", "command.json.partial"}:
+        # Its command was refused, or killed, before it trained anything.
         return False
     if record.is_file():
         earlier = json.loads(record.read_text(encoding="utf-8"))

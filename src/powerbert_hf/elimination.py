@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, is_tracing
+from transformers.utils import TransformersKwargs, is_tracing, logging
 
 from .packing import Packed, attend_all, attend_and_rank
 from .retention import (
@@ -33,6 +33,8 @@ from .retention import (
     soft_extract,
     soft_extract_weights,
 )
+
+logger = logging.get_logger(__name__)
 
 
 class Kept(NamedTuple):
@@ -219,10 +221,39 @@ def retain(
     return project(context, residual), kept
 
 
+def warn_if_left_out(penalty: Tensor, weights: Tensor) -> None:
+    """Warn, once, when a backward pass trains the retention weights without the penalty.
+
+    Args:
+        penalty: scalar, computed from `weights`.
+        weights: (L, R), not a leaf: all gradients of one forward meet in it, that of the penalty among them.
+    """
+    arrived: list[Tensor] = []
+
+    def take(gradient: Tensor | None) -> None:
+        # Through DDP, an output that the loss leaves out gets `None`.
+        if gradient is not None:
+            arrived.append(gradient)
+
+    def look(_: Tensor) -> None:
+        if not arrived:
+            logger.warning_once(
+                "The retention weights of a model in soft mode are trained without their penalty, so nothing drives "
+                "them down. `PoWERTrainer` adds it, keeps the weights in [0, 1] and gives them a learning rate of "
+                "their own; the stock `Trainer` does none of these. In a loop of your own, add "
+                "`outputs.retention_penalty`, times lambda, to the loss, and call "
+                "`retention.clamp_retention_weights` after each step."
+            )
+
+    penalty.register_hook(take)
+    weights.register_hook(look)
+
+
 class RetentionEncoderMixin:
     """The way of the word-vectors through all encoders of either host."""
 
     config: Any
+    training: bool
     retention_weights: nn.Parameter | None
     register_parameter: Callable[[str, nn.Parameter | None], None]
 
@@ -239,16 +270,19 @@ class RetentionEncoderMixin:
         """The L encoders in order; ALBERT's is the same module again and again."""
         raise NotImplementedError
 
-    def rules(self, mode: RetentionMode, lengths: Tensor | None, width: int, cls_only: bool) -> Iterator[Rule]:
+    def rules(
+        self, mode: RetentionMode, weights: Tensor | None, lengths: Tensor | None, width: int, cls_only: bool
+    ) -> Iterator[Rule]:
         """What each encoder does with its word-vectors.
 
         Args:
             mode: the resolved one.
+            weights: `r` (L, R), in soft mode.
             lengths: (B,), real word-vectors of each input; `None`, but not in soft mode, if all fill the width.
             width: T of the input.
             cls_only: whether only [CLS] is read after the last encoder.
         """
-        unit, weights = self.config.retention_unit, self.retention_weights
+        unit = self.config.retention_unit
         last = self.config.num_encoders - 1
         if mode == "soft" and weights is None:
             raise ValueError(
@@ -316,8 +350,16 @@ class RetentionEncoderMixin:
                 if mask is not None:
                     positions = positions.where(mask | (positions == 0), -1)
 
+        weights: Tensor | None = self.retention_weights if mode == "soft" else None
+        penalty = None
+        if weights is not None:
+            weights = weights.view_as(weights)
+            penalty = retention_penalty(retention_mass(weights[:-1] if cls_only else weights))
+            if self.training and penalty.requires_grad and not is_tracing():
+                warn_if_left_out(penalty, weights)
+
         kept, kept_positions = Kept(mask, positions), []
-        rules = self.rules(mode, lengths, width, cls_only)
+        rules = self.rules(mode, weights, lengths, width, cls_only)
         backend_mask = mask_made_for = None
         for encoder, rule in zip(self.encoders(), rules, strict=True):
             queried = hidden_states[:, :1] if isinstance(rule, Extract) and rule.cls_only else hidden_states
@@ -333,9 +375,6 @@ class RetentionEncoderMixin:
             hidden_states, kept = encoder(hidden_states, backend_mask, kept, rule, **kwargs)
             kept_positions.append(kept.positions)
 
-        weights, penalty = self.retention_weights, None
-        if weights is not None and mode == "soft":
-            penalty = retention_penalty(retention_mass(weights[:-1] if cls_only else weights))
         return PoWERModelOutput(
             last_hidden_state=hidden_states,
             kept_positions=tuple(kept_positions) if output_kept_positions else None,

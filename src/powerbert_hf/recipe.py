@@ -9,17 +9,22 @@ and goes on from the last checkpoint where one was interrupted.
 import copy
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, DataCollatorWithPadding, PreTrainedModel, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import sort_checkpoints
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .benchmark import hardware, measure_speedup, sorted_batches
 from .cost import predicted_speedup, share_kept
@@ -217,8 +222,29 @@ def _trainer(model: PreTrainedModel, data: TaskData, args: PoWERTrainingArgument
 
 
 def _run(trainer: PoWERTrainer) -> None:
-    folder = trainer.args.output_dir
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if Path(folder).is_dir() else None)
+    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(trainer.args.output_dir))
+
+
+def _last_complete_checkpoint(folder: str) -> str | None:
+    for checkpoint in reversed(sort_checkpoints(folder)):
+        if _is_complete(Path(checkpoint)):
+            return checkpoint
+        logger.info("%s is incomplete and will be written again", checkpoint)
+    return None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether a training can go on from it: the `Trainer` writes it in place, and its state last.
+
+    The formats tell a file that was cut short, so a power failure is noticed too.
+    """
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        with safe_open(checkpoint / SAFE_WEIGHTS_NAME, framework="pt"):
+            pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return all(is_zipfile(checkpoint / name) for name in (OPTIMIZER_NAME, SCHEDULER_NAME, "rng_state.pth"))
 
 
 def _train(model: PreTrainedModel, data: TaskData, args: PoWERTrainingArguments) -> TrainedStep:
@@ -265,7 +291,13 @@ def run_recipe(
             step_args.bf16_full_eval = step_args.fp16_full_eval = False
             _save_step(train(step_args), data, folder)
             shutil.rmtree(root / "checkpoints", ignore_errors=True)
-        record = json.loads((folder / "step.json").read_text(encoding="utf-8"))
+        try:
+            record = json.loads((folder / "step.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"A finished step must have its record, got none that can be read in {folder / 'step.json'}; remove "
+                f"{folder} to have the step done again."
+            ) from error
         say(f"{name}: {data.metric} {record['metrics'][data.metric]:.4f}")
         return record
 
@@ -280,6 +312,8 @@ def run_recipe(
     base = step("fine_tuned", first)
     searched = step("searched", lambda args: search_configuration(root / "fine_tuned", data, args, unit))
     final = step("final", lambda args: retrain(root / "searched", data, args))
+    # A run that was killed right after its last step left them.
+    shutil.rmtree(root / "checkpoints", ignore_errors=True)
 
     say("measuring speed")
     ours = load_classifier(root / "final")
@@ -346,13 +380,21 @@ def measure(ours: PreTrainedModel, data: TaskData, batch_size: int) -> dict[str,
 
 
 def _save_step(step: TrainedStep, data: TaskData, folder: Path) -> None:
-    """Save under another name first: a folder with its final name is complete."""
+    """Save under another name first: a folder with its final name is complete, on the disk too."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     step.model.save_pretrained(partial)
     data.tokenizer.save_pretrained(partial)
     write_json(partial / "step.json", {"metrics": step.metrics, "masses": step.masses, "history": step.history})
+    for path in partial.rglob("*"):
+        if path.is_file():
+            _flush(path)
     partial.rename(folder)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -364,4 +406,5 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    _flush(partial)
     partial.replace(path)

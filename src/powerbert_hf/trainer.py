@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .retention import clamp_retention_weights, retention_mass
 
@@ -55,6 +57,23 @@ class ClampRetentionWeights(TrainerCallback):
         clamp_retention_weights(model.retention_weights)
 
 
+class EpochLengthGroupedSampler(LengthGroupedSampler):
+    """`LengthGroupedSampler` whose order follows from seed and epoch alone.
+
+    Upstream draws it from torch's global generator, whose state at the epoch's beginning is no longer known where a
+    training is resumed in the middle of an epoch: some rows would come twice and others not at all.
+    """
+
+    def __init__(self, *args: Any, seed: int, **kwargs: Any) -> None:
+        super().__init__(*args, generator=torch.Generator(), **kwargs)
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader before each epoch."""
+        self.generator.manual_seed(self.seed + epoch)
+
+
 class PoWERTrainer(Trainer):
     """`Trainer` for any mode. In soft mode it adds the penalty, trains the retention weights and logs the masses.
 
@@ -78,6 +97,13 @@ class PoWERTrainer(Trainer):
     @property
     def _retention_weights(self) -> nn.Parameter | None:
         return getattr(self.model, "retention_weights", None)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochLengthGroupedSampler(sampler.batch_size, lengths=sampler.lengths, seed=seed)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Upstream's optimizer, with the retention weights in a group of their own, without weight decay."""
@@ -127,7 +153,8 @@ class PoWERTrainer(Trainer):
         weights = self._retention_weights
         if "loss" in logs and self._since_last_log and weights is not None:
             for name, values in self._since_last_log.items():
-                logs[name] = torch.stack(values).mean().item()
+                # Over all processes, as the loss is.
+                logs[name] = self.accelerator.reduce(torch.stack(values).mean(), reduction="mean").item()
             self._since_last_log.clear()
             for encoder, mass in enumerate(retention_mass(weights.detach()).tolist(), start=1):
                 logs[f"retention_mass_{encoder}"] = mass
