@@ -17,12 +17,14 @@ ORDER = [
     "modeling_poweralbert",
     "cost",
     "benchmark",
+    "checkpoint",
     "tasks",
     "data",
     "trainer",
     "recipe",
     "report",
     "demo",
+    "arguments",
     "cli",
 ]
 SHIPPED = ORDER[: ORDER.index("cost")]

@@ -100,6 +100,9 @@ def test_the_models_order_of_labels_holds_where_it_knows_them(kind):
         (["a", "a"], ["a"], "at least two classes"),
         (["a", "b"], ["a", "c"], "Classes c are in the reported split"),
         ([0, 1], [], "reported split is empty"),
+        ([0.5, float("inf")], [0.5], "got 1 without"),
+        ([0.5, 1.5], ["a"], "must hold numbers in both splits, got 'a'"),
+        ([{"a": 1}, {"a": 2}], [{"a": 1}], "all alike, got dict"),
     ],
 )
 def test_unusable_labels_are_refused(train, held_out, message):
@@ -130,10 +133,95 @@ def test_each_split_means_by_its_numbers_what_it_says():
         assert data.read_labels(train, held_out, "label")[:2] == ([0, 1], expected)
 
 
-def test_several_labels_in_a_row_are_refused():
-    frame = Dataset.from_dict({"label": [[0, 1], [1]]})
-    with pytest.raises(ValueError, match=r"must hold one label a row, got \[0, 1\]"):
-        data.read_labels(frame, frame, "label")
+@pytest.mark.parametrize(
+    ("values", "names", "expected"),
+    [
+        ([["sport", "art"], [], ["art"]], (), ([[1, 1], [0, 0], [1, 0]], ("art", "sport"))),
+        ([["Sport"], ["ART"]], ("sport", "news", "art"), ([[1, 0, 0], [0, 0, 1]], ("sport", "news", "art"))),
+        ([[3, 5], [], [5]], (), ([[1, 1], [0, 0], [0, 1]], ("3", "5"))),
+        ([[0, 2], [2]], ("a", "b", "c"), ([[1, 0, 1], [0, 0, 1]], ("a", "b", "c"))),
+        ([[0, 1], [0, 0]], (), ([[0, 1], [0, 0]], ("0", "1"))),
+        ([[0.0, 1.0], [1.0, 1.0]], ("a", "b"), ([[0, 1], [1, 1]], ("a", "b"))),
+        # Two of a model's three classes: which two, rows of 0 and 1 do not say.
+        ([[False, True], [False, False]], ("a", "b", "c"), ([[0, 1], [0, 0]], ("0", "1"))),
+    ],
+)
+def test_lists_are_several_labels(values, names, expected):
+    frame = Dataset.from_dict({"label": values})
+    labels, again, found, kind = data.read_labels(frame, frame, "label", names)
+    assert (labels, found) == expected
+    assert again == labels
+    assert all(type(value) is float for row in labels for value in row)
+    assert kind == "multi_label_classification"
+
+
+def test_lists_of_known_classes_have_their_names_and_order():
+    kind = datasets.List(ClassLabel(names=["joy", "anger", "fear"]))
+    frame = Dataset.from_dict({"label": [[0], [2, 0], []]}, features=Features(label=kind))
+    labels, _, names, _ = data.read_labels(frame, frame, "label")
+    assert labels == [[1, 0, 0], [1, 0, 1], [0, 0, 0]]
+    assert names == ("joy", "anger", "fear")
+
+
+def test_a_column_per_class_is_several_labels():
+    frame = Dataset.from_dict({"toxic": [1, 0, 0], "threat": [1, 1, 0]})
+    columns = ["toxic", "threat"]
+    assert data.read_labels(frame, frame, columns)[0::2] == ([[1, 1], [0, 1], [0, 0]], ("toxic", "threat"))
+    assert data.read_labels(frame, frame, columns, ("Threat", "Toxic"))[0] == [[1, 1], [1, 0], [0, 0]]
+    frame = frame.add_column("stars", [2, 0, 1])
+    with pytest.raises(
+        ValueError, match="'toxic', 'stars' must hold 2 values in every row of both splits, all of them"
+    ):
+        data.read_labels(frame, frame, ["toxic", "stars"])
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "message"),
+    [
+        ([[0, 1], [1, 1]], [[0, 1, 1]], "must hold 2 values in every row of both splits, all of them 0 or 1"),
+        ([["a"], ["b"]], [["c"]], "Classes c are in the reported split"),
+        ([["a"], ["b"]], ["a"], "a list in every row of both splits, got both"),
+        ([["a"], None], [["a"]], "got 1 without in the training split"),
+        ([["a"], []], [["a"]], r"at least two classes, got only \['a'\]"),
+        ([[], []], [[]], r"at least two classes, got only \[\]"),
+        ([[0.3, 0.7]], [[0.3, 0.7]], "names or whole numbers, or one float a row, all alike, got float"),
+        ([[["a"]]], [[["a"]]], "got list, such as"),
+    ],
+)
+def test_unusable_lists_of_labels_are_refused(train, held_out, message):
+    frames = [Dataset.from_dict({"label": values}) for values in (train, held_out)]
+    with pytest.raises(ValueError, match=message):
+        data.read_labels(*frames, "label")
+
+
+def test_names_and_scores_that_look_like_whole_numbers_in_one_split_alone():
+    named = [Dataset.from_dict({"label": values}) for values in (["1", "2", "x"], [2, 1])]
+    assert data.read_labels(*named, "label")[1] == [1, 0]
+    scored = [Dataset.from_dict({"label": values}) for values in ([0.5, 2.0], [2, 1])]
+    assert data.read_labels(*scored, "label")[1] == [2.0, 1.0]
+
+
+def test_floats_are_a_regression_and_whole_ones_are_pointed_out(caplog):
+    for values, said in (([0.5, 1.0], False), ([0.0, 1.0], True)):
+        caplog.clear()
+        frame = Dataset.from_dict({"label": values})
+        with caplog.at_level("INFO", "powerbert_hf"):
+            assert data.read_labels(frame, frame, "label")[3] == "regression"
+        assert ("Written as whole numbers, they are classes" in caplog.text) is said
+
+
+def test_truth_values_are_classes():
+    frame = Dataset.from_dict({"label": [True, False]})
+    assert data.read_labels(frame, frame, "label")[0::2] == ([1, 0], ("False", "True"))
+    assert data.read_labels(frame, frame, "label", ("ham", "spam"))[0::2] == ([1, 0], ("ham", "spam"))
+
+
+def test_a_model_is_measured_on_one_class_that_it_knows_but_not_trained_on_it():
+    frame, other = (Dataset.from_dict({"label": ["good", "good"]}) for _ in range(2))
+    assert data.read_labels(frame, frame, "label", ("bad", "good"))[1] == [1, 1]
+    for held_out, names in ((frame, ()), (other, ("bad", "good"))):
+        with pytest.raises(ValueError, match="at least two classes"):
+            data.read_labels(frame, held_out, "label", names)
 
 
 def test_words_for_nothing_are_words(tmp_path):
@@ -154,11 +242,11 @@ def test_words_for_nothing_are_words(tmp_path):
 def test_broken_files_are_refused(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} must be readable as"):
+    with pytest.raises(ValueError, match=f"{name} cannot be used: .*; repair or convert it"):
         data.load_splits(train_file=str(path), eval_file=str(path))
 
 
-@pytest.mark.parametrize("field", ["max_length", "max_train_samples", "max_eval_samples"])
+@pytest.mark.parametrize("field", ["max_train_samples", "max_eval_samples"])
 def test_limits_of_nothing_are_refused(frame, tokenizer, field):
     with pytest.raises(ValueError, match=f"`{field}` must be at least 1, got 0"):
         prepare(frame, tokenizer, **{field: 0})
@@ -171,10 +259,10 @@ def test_inputs_are_cut_at_what_the_model_takes(frame, tokenizer):
 
 
 def test_columns_are_found_or_asked_for(frame):
-    assert data.choose_columns(frame, None, None, None) == (["text"], "label")
+    assert data.choose_columns(frame, None, None, None) == (["text"], ["label"])
     assert data.choose_columns(frame.rename_column("text", "sentence"), None, None, tasks.TASKS["sst2"]) == (
         ["sentence"],
-        "label",
+        ["label"],
     )
     with pytest.raises(ValueError, match="no column 'sentence1'; the data has text, label"):
         data.choose_columns(frame, None, None, tasks.TASKS["mrpc"])
@@ -206,6 +294,10 @@ def test_sentence_pairs_are_one_input(frame, tokenizer):
 
 
 def test_metrics_by_hand():
+    rows = [[1, 0], [1, 0], [0, 0]], [[1, 0], [1, 1], [0, 1]]
+    # The first label is always right, the second always missed.
+    several = tasks.MultiLabelMetric().compute(predictions=rows[0], references=rows[1])
+    assert several == pytest.approx({"f1_micro": 2 * 2 / (2 * 2 + 2), "f1_macro": 1 / 2, "subset_accuracy": 1 / 3})
     found = tasks.ClassificationMetric().compute(predictions=[1, 1, 0, 0, 1], references=[1, 0, 0, 1, 1])
     assert found == pytest.approx({"accuracy": 0.6, "f1": 2 / 3, "matthews_correlation": 1 / 6})
     # Macro average over three labels: 1, 0 and 2/3.

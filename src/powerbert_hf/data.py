@@ -6,6 +6,8 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-from .tasks import METRICS, ClassificationMetric, RegressionMetric, Task
+from .checkpoint import reading
+from .tasks import METRICS, ClassificationMetric, MultiLabelMetric, RegressionMetric, Task
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +71,11 @@ class TaskData:
             return lambda output: RegressionMetric().compute(
                 predictions=np.squeeze(output.predictions, -1), references=output.label_ids
             )
+        if self.problem_type == "multi_label_classification":
+            # A logit above 0 is a probability above a half.
+            return lambda output: MultiLabelMetric().compute(
+                predictions=(output.predictions > 0).astype(int), references=output.label_ids.astype(int)
+            )
         return lambda output: ClassificationMetric().compute(
             predictions=output.predictions.argmax(-1), references=output.label_ids
         )
@@ -95,14 +103,16 @@ def load_splits(
     if dataset is None and train_file is not None:
         if eval_file is None:
             raise ValueError("`--train-file` needs an `--eval-file` to report on; split one off your data.")
-        return _read_file(train_file), _read_file(eval_file)
+        train = _read_file(train_file)
+        return train, train if train_file == eval_file else _read_file(eval_file)
     if dataset is None or train_file is not None:
         raise ValueError("Pass either `--dataset` or `--train-file` (with `--eval-file`), got both or neither.")
     folder = Path(dataset)
-    if (folder / "dataset_dict.json").is_file():
-        splits = datasets.load_from_disk(dataset)
-    else:
-        splits = datasets.load_dataset(str(folder) if folder.is_dir() else dataset, subset)
+    with reading(f"The data set {dataset}", "check its name or folder, or fetch it again"):
+        if (folder / "dataset_dict.json").is_file():
+            splits = datasets.load_from_disk(dataset)
+        else:
+            splits = datasets.load_dataset(str(folder) if folder.is_dir() else dataset, subset)
     if not isinstance(splits, DatasetDict) or "train" not in splits:
         raise ValueError(f"Data set {dataset!r} must have a split `train`, got {list(splits)}; pass `--train-file`.")
     if eval_file is not None:
@@ -124,16 +134,21 @@ def _read_file(path: str) -> Dataset:
         # Only an empty field is a missing one: "None" and "NA" are words.
         options = {"sep": "\t" if ending == "tsv" else ",", "keep_default_na": False, "na_values": [""]}
     try:
-        return datasets.load_dataset(_READERS[ending], data_files=path, split="train", **options)
-    except (datasets.exceptions.DatasetGenerationError, UnicodeDecodeError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"{path} must be readable as {_READERS[ending]}, got: {reason}; repair the file.") from error
+        with reading(path, "repair or convert it, a text file to UTF-8"):
+            return datasets.load_dataset(_READERS[ending], data_files=path, split="train", **options)
+    except ValueError as error:
+        if "corresponds to no data" not in str(error):
+            raise
+        raise ValueError(f"{path} must hold rows, got none; pass a file with rows.") from error
 
 
 def choose_columns(
-    dataset: Dataset, text_columns: Sequence[str] | None, label_column: str | None, task: Task | None
-) -> tuple[list[str], str]:
-    """The columns to read: those asked for, else the task's, else the only ones that it can be.
+    dataset: Dataset,
+    text_columns: Sequence[str] | None,
+    label_column: str | Sequence[str] | None,
+    task: Task | None,
+) -> tuple[list[str], list[str]]:
+    """The columns of texts and of labels: those asked for, else the task's, else the only ones that it can be.
 
     Raises:
         ValueError: for a column that is not there, or where several could be meant.
@@ -141,15 +156,16 @@ def choose_columns(
     columns = dataset.column_names
     if label_column is None:
         label_column = "labels" if "labels" in columns and "label" not in columns else "label"
+    labels = [label_column] if isinstance(label_column, str) else list(label_column)
     chosen = list(text_columns or (task.text_columns if task else ()))
     if not chosen:
         strings = [
             n for n, kind in dataset.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")
         ]
-        chosen = [name for name in strings if name != label_column]
+        chosen = [name for name in strings if name not in labels]
         if len(chosen) != 1:
             raise ValueError(f"Name one or two `--text-columns`; the data has {', '.join(columns)}.")
-    for name in [*chosen, label_column]:
+    for name in [*chosen, *labels]:
         if name not in columns:
             raise ValueError(
                 f"There is no column {name!r}; the data has {', '.join(columns)}. Name `--text-columns` and "
@@ -157,7 +173,9 @@ def choose_columns(
             )
     if len(chosen) > 2:
         raise ValueError(f"A model reads one or two texts, got `--text-columns` {' '.join(chosen)}.")
-    return chosen, label_column
+    if not set(chosen).isdisjoint(labels):
+        raise ValueError(f"A label must not be a text, got {' '.join(chosen)} and {' '.join(labels)}; name others.")
+    return chosen, labels
 
 
 def named_labels(config: Any) -> tuple[str, ...]:
@@ -171,14 +189,16 @@ def named_labels(config: Any) -> tuple[str, ...]:
 
 
 def read_labels(
-    train: Dataset, held_out: Dataset, column: str, names: Sequence[str] = ()
+    train: Dataset, held_out: Dataset, column: str | Sequence[str], names: Sequence[str] = ()
 ) -> tuple[list[Any], list[Any], tuple[str, ...], str]:
-    """Labels as the model wants them: numbers from 0, or floats for regression.
+    """Labels as the model wants them: numbers from 0, floats for regression, rows of 0.0 and 1.0 for several labels.
 
     Args:
         train: the training split.
-        held_out: the split to report.
-        column: where the labels are. Class numbers, whole numbers or strings are classes; floats are a regression.
+        held_out: the split to report; `train` itself where a model is only measured, on any classes that it knows.
+        column: where the labels are. Names, whole numbers and truth values are classes; floats are a regression. Lists
+            of names, of class numbers, or of one 0 or 1 per class (all as long) are several labels a text, and so are
+            several columns of 0 and 1, one per class.
         names: the classes in the order of the model or the task, which holds if the data has no others. Whole numbers
             that are not names themselves are places in that order.
 
@@ -186,41 +206,103 @@ def read_labels(
         The labels of both splits, the names by number, and the problem type.
 
     Raises:
-        ValueError: for missing labels, a single class, several labels in a row, or a class that is only in the split
+        ValueError: for missing labels, labels of different kinds, a single class, or a class that is only in the split
             to report.
     """
-    feature = train.features[column]
-    raw: dict[str, list[Any]] = {}
-    for split, rows in (("training", train), ("reported", held_out)):
-        values = list(rows[column])
-        if not values:
-            raise ValueError(f"The {split} split is empty; pass a file with rows.")
-        if isinstance(values[0], list):
-            raise ValueError(f"Column {column!r} must hold one label a row, got {values[0]}; choose another column.")
-        # -1 is how GLUE's test splits hide their labels; NaN is the only value that differs from itself.
-        missing = sum(value is None or value != value or (value == -1 and type(value) is int) for value in values)
-        if missing:
-            raise ValueError(f"Every row needs a label, got {missing} without in the {split} split; drop these rows.")
-        # Numbers mean what their own split says, or else what the training split says.
-        meant = next((f for f in (rows.features[column], feature) if isinstance(f, datasets.ClassLabel)), None)
-        if meant is not None and isinstance(values[0], int):
-            values = [meant.names[value] for value in values]
-        raw[split] = values
-    if isinstance(raw["training"][0], float):
-        return raw["training"], raw["reported"], (), "regression"
-    found = sorted(set(raw["training"]))
-    if len(found) < 2:
-        raise ValueError(f"Column {column!r} must hold at least two classes, got only {found}.")
-    if isinstance(feature, datasets.ClassLabel):
-        found = feature.names
+    columns = [column] if isinstance(column, str) else list(column)
+    where = f"Column {', '.join(map(repr, columns))}"
+    feature = train.features[columns[0]]
+    feature = getattr(feature, "feature", feature)
+    training, reported = (
+        _label_values(rows, columns, split, feature) for split, rows in (("training", train), ("reported", held_out))
+    )
+    several = isinstance(training[0], list)
+    if any(isinstance(value, list) != several for value in [*training, *reported]):
+        raise ValueError(f"{where} must hold one label a row, or a list in every row of both splits, got both.")
+    found = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    if several and (len(columns) > 1 or _are_indicators(training, len(training[0]))):
+        found = columns if len(columns) > 1 else list(range(len(training[0])))
+        if not (_are_indicators(training, len(found)) and _are_indicators(reported, len(found))):
+            raise ValueError(f"{where} must hold {len(found)} values in every row of both splits, all of them 0 or 1.")
+        training, reported = ([list(compress(found, row)) for row in rows] for rows in (training, reported))
+        # Places in a longer list of names would be other classes.
+        names = names if len(names) == len(found) else ()
+
+    kinds = {type(label) for label in _flat(training)}
+    if len(kinds) > 1 or not kinds <= {str, int, float, bool} or (several and float in kinds):
+        raise ValueError(
+            f"{where} must hold names or whole numbers, or one float a row, all alike, got "
+            f"{', '.join(sorted(kind.__name__ for kind in kinds))}, such as {training[0]}."
+        )
+    if kinds == {float}:
+        if not all(isinstance(value, (int, float)) for value in reported):
+            raise ValueError(f"{where} must hold numbers in both splits, got {reported[0]!r} in the reported split.")
+        if all(value.is_integer() for value in training):
+            logger.info("%s holds floats: a regression. Written as whole numbers, they are classes", where)
+        return training, [float(value) for value in reported], (), "regression"
+
+    if found is None:
+        found = sorted(set(_flat(training)))
     number = _numbers_in(found, names)
+    if len(found) < 2 and (number is None or not names or train is not held_out):
+        raise ValueError(f"{where} must hold at least two classes, got only {found}; add rows of another class.")
     if number is None:
         number, names = {value: place for place, value in enumerate(found)}, [str(value) for value in found]
-    unknown = sorted({str(value) for value in raw["reported"] if value not in number})
+    if kinds == {str}:
+        # A file whose names all look like numbers reads as numbers.
+        reported = [[str(one) for one in row] if several else str(row) for row in reported]
+    unknown = sorted({str(value) for value in _flat(reported) if value not in number})
     if unknown:
         raise ValueError(f"Classes {', '.join(unknown)} are in the reported split but not in the training split.")
-    labels = [[number[value] for value in values] for values in raw.values()]
-    return labels[0], labels[1], tuple(names), "single_label_classification"
+
+    def encode(value: Any) -> Any:
+        if not several:
+            return number[value]
+        places = {number[one] for one in value}
+        return [float(place in places) for place in range(len(names))]
+
+    kind = "multi_label_classification" if several else "single_label_classification"
+    return [encode(value) for value in training], [encode(value) for value in reported], tuple(names), kind
+
+
+def _label_values(rows: Dataset, columns: Sequence[str], split: str, feature: Any) -> list[Any]:
+    """The labels of a split as its rows mean them: names where a number stands for one."""
+    values = list(rows[columns[0]])
+    if len(columns) > 1:
+        values = [list(row) for row in zip(*(rows[name] for name in columns), strict=True)]
+    if not values:
+        raise ValueError(f"The {split} split is empty; pass a file with rows.")
+    # -1 is how GLUE's test splits hide their labels.
+    missing = sum(
+        value is None or (type(value) is int and value == -1) or (isinstance(value, float) and not isfinite(value))
+        for value in _flat(values)
+    )
+    if missing:
+        raise ValueError(f"Every row needs a label, got {missing} without in the {split} split; drop these rows.")
+    # Numbers mean what their own split says, or else what the training split says.
+    own = rows.features[columns[0]]
+    meant = next((f for f in (getattr(own, "feature", own), feature) if isinstance(f, datasets.ClassLabel)), None)
+
+    def name(value: Any) -> Any:
+        if meant is None or not isinstance(value, int):
+            return value
+        if not 0 <= value < len(meant.names):
+            raise ValueError(
+                f"Class numbers must lie between 0 and {len(meant.names) - 1}, as the {split} split's {columns[0]!r} "
+                f"says, got {value}; correct them."
+            )
+        return meant.names[value]
+
+    return [[name(one) for one in value] if isinstance(value, list) else name(value) for value in values]
+
+
+def _are_indicators(rows: Sequence[list[Any]], width: int) -> bool:
+    """Whether each row says 0 or 1 for each of several classes."""
+    return width > 1 and all(len(row) == width and all(one in (0, 1) for one in row) for row in rows)
+
+
+def _flat(values: Sequence[Any]) -> list[Any]:
+    return [one for value in values for one in (value if isinstance(value, list) else [value])]
 
 
 def _numbers_in(found: Sequence[Any], names: Sequence[str]) -> dict[Any, int] | None:
@@ -238,26 +320,23 @@ def _numbers_in(found: Sequence[Any], names: Sequence[str]) -> dict[Any, int] | 
 def tokenize(
     dataset: Dataset, text_columns: Sequence[str], labels: Sequence[Any], tokenizer: Any, max_length: int
 ) -> Dataset:
-    """Tokenise texts, unpadded, and add `labels` and `length`.
+    """Tokenise texts, unpadded, and add `labels` and `length`. An empty text is one; a missing one is not.
 
     Raises:
-        ValueError: where a text is missing.
+        ValueError: where a text is missing, or all are empty.
     """
     for name in text_columns:
         missing = sum(not isinstance(text, str) for text in dataset[name])
         if missing:
             raise ValueError(f"Column {name!r} must hold texts, got {missing} rows without; drop or fill them.")
+    if not any(text.strip() for name in text_columns for text in dataset[name]):
+        raise ValueError(f"Column {', '.join(map(repr, text_columns))} must hold texts, got only empty ones.")
 
     def encode(rows: dict[str, list]) -> dict[str, list]:
         encoded = tokenizer(*(rows[name] for name in text_columns), truncation=True, max_length=max_length)
         return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
 
     encoded = dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="tokenise")
-    at_limit = sum(length == max_length for length in encoded["length"])
-    if at_limit:
-        logger.info(
-            "%d of %d inputs fill or exceed %d word-pieces and are cut there", at_limit, len(encoded), max_length
-        )
     return encoded.add_column("labels", list(labels))
 
 
@@ -268,7 +347,7 @@ def prepare_data(
     config: Any,
     task: Task | None = None,
     text_columns: Sequence[str] | None = None,
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     max_length: int | None = None,
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
@@ -284,7 +363,7 @@ def prepare_data(
         config: the model's: its label names, where it has any, give the labels their numbers.
         task: brings columns, metric, names and length where it is known.
         text_columns: one, or two for pairs.
-        label_column: where the labels are.
+        label_column: where the labels are; several columns of 0 and 1 for texts with several labels.
         max_length: word-pieces to truncate to; at most what tokenizer and model take.
         max_train_samples: rows to draw of the training split.
         max_eval_samples: rows to draw of the split to report.
@@ -294,22 +373,32 @@ def prepare_data(
     Raises:
         ValueError: for columns, labels or texts that cannot be used.
     """
-    limits = {"max_length": max_length, "max_train_samples": max_train_samples, "max_eval_samples": max_eval_samples}
-    for name, value in limits.items():
+    for name, value in (("max_train_samples", max_train_samples), ("max_eval_samples", max_eval_samples)):
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}; leave it out to take all.")
-    texts, label_column = choose_columns(train, text_columns, label_column, task)
-    choose_columns(held_out, texts, label_column, task)
-    expected = named_labels(config) or (task.label_names if task else ())
-    train_labels, eval_labels, names, problem_type = read_labels(train, held_out, label_column, expected)
+    texts, columns = choose_columns(train, text_columns, label_column, task)
+    choose_columns(held_out, texts, columns, task)
     longest = min(tokenizer.model_max_length, config.max_position_embeddings)
+    shortest = tokenizer.num_special_tokens_to_add(pair=len(texts) > 1) + len(texts)
+    if max_length is not None and not shortest <= max_length <= longest:
+        raise ValueError(
+            f"`max_length` must lie between {shortest}, one word-piece a text, and {longest}, what the model takes, "
+            f"got {max_length}; leave it out for the longest."
+        )
     limit = min(max_length or (task and task.max_length) or longest, longest)
+    expected = named_labels(config) or (task.label_names if task else ())
+    train_labels, eval_labels, names, problem_type = read_labels(train, held_out, columns, expected)
     splits = []
     for split, labels, rows in ((train, train_labels, max_train_samples), (held_out, eval_labels, max_eval_samples)):
         if rows is not None and rows < len(split):
             drawn = np.random.default_rng(seed).permutation(len(split))[:rows]
             split, labels = split.select(drawn), [labels[row] for row in drawn]
         splits.append(tokenize(split, texts, labels, tokenizer, limit))
+    cut = sum(length == limit for split in splits for length in split["length"])
+    if cut:
+        logger.info(
+            "%d of %d inputs fill or exceed %d word-pieces and are cut there", cut, sum(map(len, splits)), limit
+        )
     known = METRICS[problem_type]
     return TaskData(
         train=splits[0],
@@ -318,11 +407,11 @@ def prepare_data(
         metric=task.metric if task and task.metric in known else known[0],
         problem_type=problem_type,
         label_names=names,
-        named_in_rows=isinstance(train[label_column][0], str),
+        named_in_rows=len(columns) > 1 or any(isinstance(label, str) for label in _flat(train[columns[0]])),
         source={
             **(source or {}),
             "text_columns": texts,
-            "label_column": label_column,
+            "label_column": columns[0] if len(columns) == 1 else columns,
             "max_length": limit,
             "train_rows": len(splits[0]),
             "eval_rows": len(splits[1]),

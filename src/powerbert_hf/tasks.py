@@ -117,6 +117,27 @@ class ClassificationMetric(evaluate.Metric):
         }
 
 
+class MultiLabelMetric(evaluate.Metric):
+    """`f1_micro`, `f1_macro` and `subset_accuracy` (all labels of a text right), computed with scikit-learn.
+
+    Predictions and references are rows of 0 and 1, one per label. `f1_micro` counts every label of every text alike,
+    `f1_macro` is the mean over labels.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        values = {name: datasets.List(datasets.Value("int64")) for name in ("predictions", "references")}
+        return evaluate.MetricInfo(description=self.__doc__, citation="", features=datasets.Features(values))
+
+    def _compute(self, predictions: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> dict[str, float]:
+        from sklearn.metrics import accuracy_score, f1_score
+
+        return {
+            "f1_micro": float(f1_score(references, predictions, average="micro", zero_division=0.0)),
+            "f1_macro": float(f1_score(references, predictions, average="macro", zero_division=0.0)),
+            "subset_accuracy": float(accuracy_score(references, predictions)),
+        }
+
+
 class RegressionMetric(evaluate.Metric):
     """`spearmanr` and `pearson`, computed with scipy, without the network."""
 
@@ -135,7 +156,9 @@ class RegressionMetric(evaluate.Metric):
         }
 
 
+# By the problem type of a model's configuration; the first counts.
 METRICS = {
     "single_label_classification": ("accuracy", "f1", "matthews_correlation"),
+    "multi_label_classification": ("f1_micro", "f1_macro", "subset_accuracy"),
     "regression": ("spearmanr", "pearson"),
 }
