@@ -217,11 +217,11 @@ def test_truth_values_are_classes():
 
 
 def test_a_model_is_measured_on_one_class_that_it_knows_but_not_trained_on_it():
-    frame, other = (Dataset.from_dict({"label": ["good", "good"]}) for _ in range(2))
-    assert data.read_labels(frame, frame, "label", ("bad", "good"))[1] == [1, 1]
-    for held_out, names in ((frame, ()), (other, ("bad", "good"))):
+    frame = Dataset.from_dict({"label": ["good", "good"]})
+    assert data.read_labels(frame, frame, "label", ("bad", "good"), measure_only=True)[1] == [1, 1]
+    for names, measure_only in (((), True), (("ham", "spam"), True), (("bad", "good"), False)):
         with pytest.raises(ValueError, match="at least two classes"):
-            data.read_labels(frame, held_out, "label", names)
+            data.read_labels(frame, frame, "label", names, measure_only)
 
 
 def test_words_for_nothing_are_words(tmp_path):
@@ -284,6 +284,12 @@ def test_missing_texts_and_files_are_refused(frame, tokenizer, tmp_path):
         data.load_splits(train_file=str(tmp_path / "rows.xlsx"), eval_file="none.csv")
     with pytest.raises(ValueError, match="either `--dataset` or `--train-file`"):
         data.load_splits()
+
+
+def test_pairs_need_a_model_that_tells_one_text_from_the_other(frame, tokenizer):
+    config = Host("bert").make_stock(type_vocab_size=1).config
+    with pytest.raises(ValueError, match="must have a `type_vocab_size` of 2, got 1"):
+        data.prepare_data(frame, frame, tokenizer, config, text_columns=["text", "text"])
 
 
 def test_sentence_pairs_are_one_input(frame, tokenizer):

@@ -119,7 +119,7 @@ def _evaluate(argv: list[str]) -> None:
         # Files to measure on need no training split.
         data_args.train_file = data_args.eval_file
     classifier = load_classifier(model_args.model, needs_head=True)
-    data = _load_data(data_args, model_args.model, args.seed)
+    data = _load_data(data_args, model_args.model, args.seed, measure_only=True)
     check_labels(classifier.config, data)
     lengths = torch.tensor(data.eval["length"])
     kept = share_kept(classifier.config, lengths)
@@ -160,7 +160,7 @@ def _settings(args: Any) -> dict[str, Any]:
     return {name: value for name, value in args.to_dict().items() if name not in volatile and plain[name] != value}
 
 
-def _load_data(data_args: DataArguments, model: str, seed: int) -> Any:
+def _load_data(data_args: DataArguments, model: str, seed: int, measure_only: bool = False) -> Any:
     from .checkpoint import load_config, load_tokenizer
     from .data import load_splits, prepare_data
     from .tasks import TASKS
@@ -183,6 +183,7 @@ def _load_data(data_args: DataArguments, model: str, seed: int) -> Any:
         data_args.max_eval_samples,
         seed,
         source,
+        measure_only,
     )
 
 

@@ -103,8 +103,7 @@ def load_splits(
     if dataset is None and train_file is not None:
         if eval_file is None:
             raise ValueError("`--train-file` needs an `--eval-file` to report on; split one off your data.")
-        train = _read_file(train_file)
-        return train, train if train_file == eval_file else _read_file(eval_file)
+        return _read_file(train_file), _read_file(eval_file)
     if dataset is None or train_file is not None:
         raise ValueError("Pass either `--dataset` or `--train-file` (with `--eval-file`), got both or neither.")
     folder = Path(dataset)
@@ -189,18 +188,23 @@ def named_labels(config: Any) -> tuple[str, ...]:
 
 
 def read_labels(
-    train: Dataset, held_out: Dataset, column: str | Sequence[str], names: Sequence[str] = ()
+    train: Dataset,
+    held_out: Dataset,
+    column: str | Sequence[str],
+    names: Sequence[str] = (),
+    measure_only: bool = False,
 ) -> tuple[list[Any], list[Any], tuple[str, ...], str]:
     """Labels as the model wants them: numbers from 0, floats for regression, rows of 0.0 and 1.0 for several labels.
 
     Args:
         train: the training split.
-        held_out: the split to report; `train` itself where a model is only measured, on any classes that it knows.
+        held_out: the split to report.
         column: where the labels are. Names, whole numbers and truth values are classes; floats are a regression. Lists
             of names, of class numbers, or of one 0 or 1 per class (all as long) are several labels a text, and so are
             several columns of 0 and 1, one per class.
         names: the classes in the order of the model or the task, which holds if the data has no others. Whole numbers
             that are not names themselves are places in that order.
+        measure_only: nothing is trained, so one of the classes that the model knows is enough.
 
     Returns:
         The labels of both splits, the names by number, and the problem type.
@@ -244,7 +248,7 @@ def read_labels(
     if found is None:
         found = sorted(set(_flat(training)))
     number = _numbers_in(found, names)
-    if len(found) < 2 and (number is None or not names or train is not held_out):
+    if len(found) < 2 and not (measure_only and names and number is not None):
         raise ValueError(f"{where} must hold at least two classes, got only {found}; add rows of another class.")
     if number is None:
         number, names = {value: place for place, value in enumerate(found)}, [str(value) for value in found]
@@ -353,6 +357,7 @@ def prepare_data(
     max_eval_samples: int | None = None,
     seed: int = 42,
     source: dict[str, Any] | None = None,
+    measure_only: bool = False,
 ) -> TaskData:
     """From two raw splits to what a recipe trains on.
 
@@ -369,6 +374,7 @@ def prepare_data(
         max_eval_samples: rows to draw of the split to report.
         seed: of these draws.
         source: kept for the report.
+        measure_only: nothing is trained: see `read_labels`; only the split to report is tokenised, for both.
 
     Raises:
         ValueError: for columns, labels or texts that cannot be used.
@@ -378,6 +384,11 @@ def prepare_data(
             raise ValueError(f"`{name}` must be at least 1, got {value}; leave it out to take all.")
     texts, columns = choose_columns(train, text_columns, label_column, task)
     choose_columns(held_out, texts, columns, task)
+    if len(texts) > config.type_vocab_size and "token_type_ids" in tokenizer.model_input_names:
+        raise ValueError(
+            f"A model that reads two texts must have a `type_vocab_size` of 2, got {config.type_vocab_size} in its "
+            "configuration; join the texts into one column."
+        )
     longest = min(tokenizer.model_max_length, config.max_position_embeddings)
     shortest = tokenizer.num_special_tokens_to_add(pair=len(texts) > 1) + len(texts)
     if max_length is not None and not shortest <= max_length <= longest:
@@ -387,9 +398,10 @@ def prepare_data(
         )
     limit = min(max_length or (task and task.max_length) or longest, longest)
     expected = named_labels(config) or (task.label_names if task else ())
-    train_labels, eval_labels, names, problem_type = read_labels(train, held_out, columns, expected)
+    train_labels, eval_labels, names, problem_type = read_labels(train, held_out, columns, expected, measure_only)
     splits = []
-    for split, labels, rows in ((train, train_labels, max_train_samples), (held_out, eval_labels, max_eval_samples)):
+    wanted = [(train, train_labels, max_train_samples), (held_out, eval_labels, max_eval_samples)]
+    for split, labels, rows in wanted[measure_only:]:
         if rows is not None and rows < len(split):
             drawn = np.random.default_rng(seed).permutation(len(split))[:rows]
             split, labels = split.select(drawn), [labels[row] for row in drawn]
@@ -402,7 +414,7 @@ def prepare_data(
     known = METRICS[problem_type]
     return TaskData(
         train=splits[0],
-        eval=splits[1].select(np.argsort(splits[1]["length"], kind="stable")),
+        eval=splits[-1].select(np.argsort(splits[-1]["length"], kind="stable")),
         tokenizer=tokenizer,
         metric=task.metric if task and task.metric in known else known[0],
         problem_type=problem_type,
@@ -414,6 +426,6 @@ def prepare_data(
             "label_column": columns[0] if len(columns) == 1 else columns,
             "max_length": limit,
             "train_rows": len(splits[0]),
-            "eval_rows": len(splits[1]),
+            "eval_rows": len(splits[-1]),
         },
     )
