@@ -19,6 +19,7 @@ ORDER = [
     "benchmark",
     "checkpoint",
     "tasks",
+    "labels",
     "data",
     "trainer",
     "recipe",

@@ -5,7 +5,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from conftest import Host
-from powerbert_hf import data, tasks
+from powerbert_hf import data, labels, tasks
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_label_kinds():
     def read(values, kind=None, names=()):
         features = Features(label=kind) if kind else None
         frame = Dataset.from_dict({"label": values}, features=features)
-        return data.read_labels(frame, frame, "label", names)[0:4:1]
+        return labels.read_labels(frame, frame, "label", names)[0:4:1]
 
     assert read(["b", "a", "b"])[0::2] == ([1, 0, 1], ("a", "b"))
     assert read([1, 0], ClassLabel(names=["no", "yes"]))[0::2] == ([1, 0], ("no", "yes"))
@@ -84,8 +84,8 @@ def test_the_models_order_of_labels_holds_where_it_knows_them(kind):
     values = ["negative", "positive"] if kind is None else [0, 1]
     frame = Dataset.from_dict({"label": values}, features=Features(label=kind) if kind else None)
     models = ("NEUTRAL", "POSITIVE", "NEGATIVE")
-    assert data.read_labels(frame, frame, "label", models)[0::2] == ([2, 1], models)
-    assert data.read_labels(frame, frame, "label", ("sports", "politics"))[0::2] == (
+    assert labels.read_labels(frame, frame, "label", models)[0::2] == ([2, 1], models)
+    assert labels.read_labels(frame, frame, "label", ("sports", "politics"))[0::2] == (
         [0, 1],
         ("negative", "positive"),
     )
@@ -108,18 +108,21 @@ def test_the_models_order_of_labels_holds_where_it_knows_them(kind):
 def test_unusable_labels_are_refused(train, held_out, message):
     frames = [Dataset.from_dict({"label": values}) for values in (train, held_out)]
     with pytest.raises(ValueError, match=message):
-        data.read_labels(*frames, "label")
+        labels.read_labels(*frames, "label")
 
 
 def test_numbers_are_names_before_they_are_places():
     frame = Dataset.from_dict({"label": [1, 2]})
-    assert data.read_labels(frame, frame, "label", ("1", "2", "3"))[0::2] == ([0, 1], ("1", "2", "3"))
-    assert data.read_labels(frame, frame, "label", ("bad", "fair", "good"))[0::2] == ([1, 2], ("bad", "fair", "good"))
+    assert labels.read_labels(frame, frame, "label", ("1", "2", "3"))[0::2] == ([0, 1], ("1", "2", "3"))
+    assert labels.read_labels(frame, frame, "label", ("bad", "fair", "good"))[0::2] == (
+        [1, 2],
+        ("bad", "fair", "good"),
+    )
 
 
 def test_names_that_differ_only_in_case_stay_apart():
     frame = Dataset.from_dict({"label": ["US", "us"]})
-    assert data.read_labels(frame, frame, "label", ("us", "US"))[0] == [1, 0]
+    assert labels.read_labels(frame, frame, "label", ("us", "US"))[0] == [1, 0]
 
 
 def test_each_split_means_by_its_numbers_what_it_says():
@@ -130,7 +133,7 @@ def test_each_split_means_by_its_numbers_what_it_says():
         (Dataset.from_dict({"label": ["b", "a"]}), [1, 0]),
         (Dataset.from_dict({"label": [0, 1]}), [0, 1]),
     ):
-        assert data.read_labels(train, held_out, "label")[:2] == ([0, 1], expected)
+        assert labels.read_labels(train, held_out, "label")[:2] == ([0, 1], expected)
 
 
 @pytest.mark.parametrize(
@@ -148,31 +151,31 @@ def test_each_split_means_by_its_numbers_what_it_says():
 )
 def test_lists_are_several_labels(values, names, expected):
     frame = Dataset.from_dict({"label": values})
-    labels, again, found, kind = data.read_labels(frame, frame, "label", names)
-    assert (labels, found) == expected
-    assert again == labels
-    assert all(type(value) is float for row in labels for value in row)
+    read, again, found, kind = labels.read_labels(frame, frame, "label", names)
+    assert (read, found) == expected
+    assert again == read
+    assert all(type(value) is float for row in read for value in row)
     assert kind == "multi_label_classification"
 
 
 def test_lists_of_known_classes_have_their_names_and_order():
     kind = datasets.List(ClassLabel(names=["joy", "anger", "fear"]))
     frame = Dataset.from_dict({"label": [[0], [2, 0], []]}, features=Features(label=kind))
-    labels, _, names, _ = data.read_labels(frame, frame, "label")
-    assert labels == [[1, 0, 0], [1, 0, 1], [0, 0, 0]]
+    read, _, names, _ = labels.read_labels(frame, frame, "label")
+    assert read == [[1, 0, 0], [1, 0, 1], [0, 0, 0]]
     assert names == ("joy", "anger", "fear")
 
 
 def test_a_column_per_class_is_several_labels():
     frame = Dataset.from_dict({"toxic": [1, 0, 0], "threat": [1, 1, 0]})
     columns = ["toxic", "threat"]
-    assert data.read_labels(frame, frame, columns)[0::2] == ([[1, 1], [0, 1], [0, 0]], ("toxic", "threat"))
-    assert data.read_labels(frame, frame, columns, ("Threat", "Toxic"))[0] == [[1, 1], [1, 0], [0, 0]]
+    assert labels.read_labels(frame, frame, columns)[0::2] == ([[1, 1], [0, 1], [0, 0]], ("toxic", "threat"))
+    assert labels.read_labels(frame, frame, columns, ("Threat", "Toxic"))[0] == [[1, 1], [1, 0], [0, 0]]
     frame = frame.add_column("stars", [2, 0, 1])
     with pytest.raises(
         ValueError, match="'toxic', 'stars' must hold 2 values in every row of both splits, all of them"
     ):
-        data.read_labels(frame, frame, ["toxic", "stars"])
+        labels.read_labels(frame, frame, ["toxic", "stars"])
 
 
 @pytest.mark.parametrize(
@@ -191,14 +194,14 @@ def test_a_column_per_class_is_several_labels():
 def test_unusable_lists_of_labels_are_refused(train, held_out, message):
     frames = [Dataset.from_dict({"label": values}) for values in (train, held_out)]
     with pytest.raises(ValueError, match=message):
-        data.read_labels(*frames, "label")
+        labels.read_labels(*frames, "label")
 
 
 def test_names_and_scores_that_look_like_whole_numbers_in_one_split_alone():
     named = [Dataset.from_dict({"label": values}) for values in (["1", "2", "x"], [2, 1])]
-    assert data.read_labels(*named, "label")[1] == [1, 0]
+    assert labels.read_labels(*named, "label")[1] == [1, 0]
     scored = [Dataset.from_dict({"label": values}) for values in ([0.5, 2.0], [2, 1])]
-    assert data.read_labels(*scored, "label")[1] == [2.0, 1.0]
+    assert labels.read_labels(*scored, "label")[1] == [2.0, 1.0]
 
 
 def test_floats_are_a_regression_and_whole_ones_are_pointed_out(caplog):
@@ -206,22 +209,22 @@ def test_floats_are_a_regression_and_whole_ones_are_pointed_out(caplog):
         caplog.clear()
         frame = Dataset.from_dict({"label": values})
         with caplog.at_level("INFO", "powerbert_hf"):
-            assert data.read_labels(frame, frame, "label")[3] == "regression"
+            assert labels.read_labels(frame, frame, "label")[3] == "regression"
         assert ("Written as whole numbers, they are classes" in caplog.text) is said
 
 
 def test_truth_values_are_classes():
     frame = Dataset.from_dict({"label": [True, False]})
-    assert data.read_labels(frame, frame, "label")[0::2] == ([1, 0], ("False", "True"))
-    assert data.read_labels(frame, frame, "label", ("ham", "spam"))[0::2] == ([1, 0], ("ham", "spam"))
+    assert labels.read_labels(frame, frame, "label")[0::2] == ([1, 0], ("False", "True"))
+    assert labels.read_labels(frame, frame, "label", ("ham", "spam"))[0::2] == ([1, 0], ("ham", "spam"))
 
 
 def test_a_model_is_measured_on_one_class_that_it_knows_but_not_trained_on_it():
     frame = Dataset.from_dict({"label": ["good", "good"]})
-    assert data.read_labels(frame, frame, "label", ("bad", "good"), measure_only=True)[1] == [1, 1]
+    assert labels.read_labels(frame, frame, "label", ("bad", "good"), measure_only=True)[1] == [1, 1]
     for names, measure_only in (((), True), (("ham", "spam"), True), (("bad", "good"), False)):
         with pytest.raises(ValueError, match="at least two classes"):
-            data.read_labels(frame, frame, "label", names, measure_only)
+            labels.read_labels(frame, frame, "label", names, measure_only)
 
 
 def test_words_for_nothing_are_words(tmp_path):

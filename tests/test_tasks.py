@@ -107,6 +107,12 @@ def test_known_tasks_train(name, checkpoint, capsys):
     assert report["data"]["eval_rows"] == 9
     assert list(config.id2label.values()) == (labels or ["LABEL_0"])
     assert evaluate(capsys, f"--dataset={name}")[metric] == pytest.approx(report["final"])
+    if labels:
+        # A file of one class says how well that class is found.
+        rows = [{"premise": "the film", "hypothesis": "a plot", "label": "neutral"}] * 2
+        Dataset.from_list(rows).to_csv("neutral.csv")
+        measured = evaluate(capsys, "--eval-file=neutral.csv", "--text-columns", "premise", "hypothesis")
+        assert measured["accuracy"] in (0.0, 1.0)
 
 
 def test_several_labels_a_text(checkpoint, rows, capsys):

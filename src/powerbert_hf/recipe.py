@@ -24,7 +24,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from .benchmark import hardware, measure_speedup, sorted_batches
 from .checkpoint import load_classifier
 from .cost import predicted_speedup, share_kept
-from .data import TaskData, named_labels
+from .data import TaskData
+from .labels import named_labels
 from .retention import RetentionUnit, retention_config_from_mass, retention_mass
 from .tasks import METRICS
 from .trainer import PoWERTrainer, PoWERTrainingArguments
