@@ -312,6 +312,11 @@ def test_metrics_by_hand():
     # Macro average over three labels: 1, 0 and 2/3.
     many = tasks.ClassificationMetric().compute(predictions=[0, 2, 2], references=[0, 1, 2])
     assert many["f1"] == pytest.approx((1 + 0 + 2 / 3) / 3)
+    few = {"predictions": [0, 1], "references": [0, 0]}
+    assert tasks.ClassificationMetric().compute(**few)["f1"] == 0.0
+    assert tasks.ClassificationMetric().compute(**few, num_labels=3)["f1"] == pytest.approx((2 / 3 + 0) / 2)
+    alone = tasks.ClassificationMetric().compute(predictions=[1, 1], references=[1, 1])
+    assert alone == {"accuracy": 1.0, "f1": 1.0, "matthews_correlation": 0.0}
     monotone = tasks.RegressionMetric().compute(predictions=[0.0, 1.0, 8.0], references=[0.0, 1.0, 2.0])
     assert monotone["spearmanr"] == pytest.approx(1.0)
     assert monotone["pearson"] == pytest.approx(8 / (38 * 2) ** 0.5)

@@ -75,7 +75,9 @@ class TaskData:
                 predictions=(output.predictions > 0).astype(int), references=output.label_ids.astype(int)
             )
         return lambda output: ClassificationMetric().compute(
-            predictions=output.predictions.argmax(-1), references=output.label_ids
+            predictions=output.predictions.argmax(-1),
+            references=output.label_ids,
+            num_labels=output.predictions.shape[-1],
         )
 
 

@@ -99,21 +99,25 @@ def infer_task(dataset: str | None, subset: str | None) -> str | None:
 class ClassificationMetric(evaluate.Metric):
     """`accuracy`, `f1` and `matthews_correlation`, computed with scikit-learn, without the network.
 
-    `f1` is that of label 1 where there are two labels (GLUE), else the mean over labels.
+    `f1` is that of label 1 where there are two labels (GLUE), else the mean over labels. `num_labels` tells which,
+    where the rows do not hold all of them.
     """
 
     def _info(self) -> evaluate.MetricInfo:
         values = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
         return evaluate.MetricInfo(description=self.__doc__, citation="", features=datasets.Features(values))
 
-    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
+    def _compute(self, predictions: Sequence[int], references: Sequence[int], num_labels: int = 2) -> dict[str, float]:
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-        average = "binary" if max([1, *predictions, *references]) == 1 else "macro"
+        found = {*predictions, *references}
+        # A few rows of a task with more labels may hold no others than 0 and 1.
+        average = "binary" if max(num_labels - 1, *found) == 1 else "macro"
         return {
             "accuracy": float(accuracy_score(references, predictions)),
             "f1": float(f1_score(references, predictions, average=average, zero_division=0.0)),
-            "matthews_correlation": float(matthews_corrcoef(references, predictions)),
+            # With one label there is nothing to correlate: 0 by convention, of which scikit-learn warns.
+            "matthews_correlation": float(matthews_corrcoef(references, predictions)) if len(found) > 1 else 0.0,
         }
 
 
