@@ -141,6 +141,7 @@ def test_tokenizers_that_are_not_the_models(folder, capsys):
         (options("--leraning-rate=1"), "There is no option --leraning-rate; did you mean --learning-rate?"),
         (options("--num_train_epoch", "3"), "There is no option --num-train-epoch; did you mean --num-train-epochs?"),
         (options("--frobnicate"), "There is no option --frobnicate; `powerbert train --help` lists all"),
+        (options("--train-file"), "argument --train_file/--train-file: expected one argument"),
         (options(learning_rate="fast"), "invalid float value: 'fast'"),
         (options(learning_rate="nan"), "`--learning-rate` must be finite and at least 0, got nan"),
         (options(learning_rate="inf"), "`--learning-rate` must be finite and at least 0, got inf"),
@@ -213,6 +214,11 @@ def test_data_files(folder, capsys, name, text, message):
         assert message in refused(capsys, folder, options(eval_file=name, text_columns="text"))
 
 
+def test_other_commands(folder, capsys):
+    assert "either `--dataset` or `--eval-file`, got neither" in refused(capsys, folder, ["model"], "evaluate")
+    assert "`seed` must not be negative, got -1" in refused(capsys, folder, ["--seed=-1", "--output-dir=run"], "demo")
+
+
 def test_classes_that_are_only_reported(folder, capsys):
     (folder / "other.csv").write_text("text,label\na,negative\nb,mixed\n")
     sentence = refused(capsys, folder, options(eval_file="other.csv"))
@@ -273,9 +279,10 @@ def test_an_interrupted_command_says_so(folder, capsys, monkeypatch):
 
 
 def test_in_a_shell(folder):
-    """No traceback and no warning of a library, and a status that a script can read."""
+    """No traceback, nothing that a library says on its own, and a status that a script can read."""
+    (folder / "ragged.csv").write_text("text,label\na,b\nc,d,e,f\n")
     run = subprocess.run(
-        [sys.executable, "-m", "powerbert_hf.cli", "train", *options(model="nobody/nothing")],
+        [sys.executable, "-m", "powerbert_hf.cli", "train", *options(train_file="ragged.csv")],
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
@@ -283,5 +290,6 @@ def test_in_a_shell(folder):
     )
     assert run.returncode == 2
     assert run.stdout == ""
-    assert run.stderr.startswith("powerbert train: The configuration of nobody/nothing cannot be used")
-    assert run.stderr.count("\n") == 1
+    *progress, sentence = run.stderr.splitlines()
+    assert sentence.startswith("powerbert train: ragged.csv cannot be used: Error tokenizing data")
+    assert not [line for line in progress if "Generating train split" not in line and line.strip()]

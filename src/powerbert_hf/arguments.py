@@ -102,14 +102,15 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
 
     from .tasks import TASKS, infer_task
 
-    first = HfArgumentParser(DataArguments, prog=f"powerbert {command}", add_help=False, allow_abbrev=False)
+    # Upstream's options fill pages: an error need not repeat them, `--help` does.
+    usage = f"powerbert {command} --model MODEL {'--output-dir FOLDER ' if require_output else ''}[options]"
+    named: dict[str, Any] = {"prog": f"powerbert {command}", "usage": usage, "allow_abbrev": False}
+    first = HfArgumentParser(DataArguments, add_help=False, **named)
     data_args, _ = first.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     task = data_args.task or infer_task(data_args.dataset, data_args.subset)
     if task is not None and task not in TASKS:
         raise ValueError(f"`--task` must be one of {', '.join(TASKS)}, got {task!r}; leave it out for your own data.")
-    # Upstream's options fill pages: an error need not repeat them, `--help` does.
-    usage = f"powerbert {command} --model MODEL {'--output-dir FOLDER ' if require_output else ''}[options]"
-    parser = HfArgumentParser(kinds, prog=f"powerbert {command}", usage=usage, allow_abbrev=False)
+    parser = HfArgumentParser(kinds, **named)
     defaults = {**_TRAINING_DEFAULTS, **(TASKS[task].hyperparameters if task else {})}
     # Upstream wants both to be said on a machine without an accelerator: the one for `--bf16`, the other not to warn.
     accelerated = torch.accelerator.is_available()

@@ -117,6 +117,8 @@ def _evaluate(argv: list[str]) -> None:
     model_args, data_args, args = parse("evaluate", argv, [ModelArguments, DataArguments, PoWERTrainingArguments])
     if data_args.dataset is None and data_args.train_file is None:
         # Files to measure on need no training split.
+        if data_args.eval_file is None:
+            raise ValueError("Pass either `--dataset` or `--eval-file`, got neither.")
         data_args.train_file = data_args.eval_file
     classifier = load_classifier(model_args.model, needs_head=True)
     data = _load_data(data_args, model_args.model, args.seed, measure_only=True)
@@ -165,6 +167,8 @@ def _load_data(data_args: DataArguments, model: str, seed: int, measure_only: bo
     from .data import load_splits, prepare_data
     from .tasks import TASKS
 
+    # What it logs as an error it raises too. It sets its level when it is imported, so not any earlier.
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)
     config = load_config(model)
     tokenizer = load_tokenizer(model, config)
     task = TASKS[data_args.task] if data_args.task else None
