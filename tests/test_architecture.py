@@ -19,12 +19,15 @@ ORDER = [
     "modeling_poweralbert",
     "cost",
     "benchmark",
+    "checkpoint",
     "tasks",
+    "labels",
     "data",
     "trainer",
     "recipe",
     "report",
     "demo",
+    "arguments",
     "cli",
 ]
 SHIPPED = ORDER[: ORDER.index("cost")]

@@ -5,7 +5,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from conftest import Host
-from powerbert_hf import data, tasks
+from powerbert_hf import data, labels, tasks
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_label_kinds():
     def read(values, kind=None, names=()):
         features = Features(label=kind) if kind else None
         frame = Dataset.from_dict({"label": values}, features=features)
-        return data.read_labels(frame, frame, "label", names)[0:4:1]
+        return labels.read_labels(frame, frame, "label", names)[0:4:1]
 
     assert read(["b", "a", "b"])[0::2] == ([1, 0, 1], ("a", "b"))
     assert read([1, 0], ClassLabel(names=["no", "yes"]))[0::2] == ([1, 0], ("no", "yes"))
@@ -84,8 +84,8 @@ def test_the_models_order_of_labels_holds_where_it_knows_them(kind):
     values = ["negative", "positive"] if kind is None else [0, 1]
     frame = Dataset.from_dict({"label": values}, features=Features(label=kind) if kind else None)
     models = ("NEUTRAL", "POSITIVE", "NEGATIVE")
-    assert data.read_labels(frame, frame, "label", models)[0::2] == ([2, 1], models)
-    assert data.read_labels(frame, frame, "label", ("sports", "politics"))[0::2] == (
+    assert labels.read_labels(frame, frame, "label", models)[0::2] == ([2, 1], models)
+    assert labels.read_labels(frame, frame, "label", ("sports", "politics"))[0::2] == (
         [0, 1],
         ("negative", "positive"),
     )
@@ -100,23 +100,29 @@ def test_the_models_order_of_labels_holds_where_it_knows_them(kind):
         (["a", "a"], ["a"], "at least two classes"),
         (["a", "b"], ["a", "c"], "Classes c are in the reported split"),
         ([0, 1], [], "reported split is empty"),
+        ([0.5, float("inf")], [0.5], "got 1 without"),
+        ([0.5, 1.5], ["a"], "must hold numbers in both splits, got 'a'"),
+        ([{"a": 1}, {"a": 2}], [{"a": 1}], "all alike, got dict"),
     ],
 )
 def test_unusable_labels_are_refused(train, held_out, message):
     frames = [Dataset.from_dict({"label": values}) for values in (train, held_out)]
     with pytest.raises(ValueError, match=message):
-        data.read_labels(*frames, "label")
+        labels.read_labels(*frames, "label")
 
 
 def test_numbers_are_names_before_they_are_places():
     frame = Dataset.from_dict({"label": [1, 2]})
-    assert data.read_labels(frame, frame, "label", ("1", "2", "3"))[0::2] == ([0, 1], ("1", "2", "3"))
-    assert data.read_labels(frame, frame, "label", ("bad", "fair", "good"))[0::2] == ([1, 2], ("bad", "fair", "good"))
+    assert labels.read_labels(frame, frame, "label", ("1", "2", "3"))[0::2] == ([0, 1], ("1", "2", "3"))
+    assert labels.read_labels(frame, frame, "label", ("bad", "fair", "good"))[0::2] == (
+        [1, 2],
+        ("bad", "fair", "good"),
+    )
 
 
 def test_names_that_differ_only_in_case_stay_apart():
     frame = Dataset.from_dict({"label": ["US", "us"]})
-    assert data.read_labels(frame, frame, "label", ("us", "US"))[0] == [1, 0]
+    assert labels.read_labels(frame, frame, "label", ("us", "US"))[0] == [1, 0]
 
 
 def test_each_split_means_by_its_numbers_what_it_says():
@@ -127,13 +133,98 @@ def test_each_split_means_by_its_numbers_what_it_says():
         (Dataset.from_dict({"label": ["b", "a"]}), [1, 0]),
         (Dataset.from_dict({"label": [0, 1]}), [0, 1]),
     ):
-        assert data.read_labels(train, held_out, "label")[:2] == ([0, 1], expected)
+        assert labels.read_labels(train, held_out, "label")[:2] == ([0, 1], expected)
 
 
-def test_several_labels_in_a_row_are_refused():
-    frame = Dataset.from_dict({"label": [[0, 1], [1]]})
-    with pytest.raises(ValueError, match=r"must hold one label a row, got \[0, 1\]"):
-        data.read_labels(frame, frame, "label")
+@pytest.mark.parametrize(
+    ("values", "names", "expected"),
+    [
+        ([["sport", "art"], [], ["art"]], (), ([[1, 1], [0, 0], [1, 0]], ("art", "sport"))),
+        ([["Sport"], ["ART"]], ("sport", "news", "art"), ([[1, 0, 0], [0, 0, 1]], ("sport", "news", "art"))),
+        ([[3, 5], [], [5]], (), ([[1, 1], [0, 0], [0, 1]], ("3", "5"))),
+        ([[0, 2], [2]], ("a", "b", "c"), ([[1, 0, 1], [0, 0, 1]], ("a", "b", "c"))),
+        ([[0, 1], [0, 0]], (), ([[0, 1], [0, 0]], ("0", "1"))),
+        ([[0.0, 1.0], [1.0, 1.0]], ("a", "b"), ([[0, 1], [1, 1]], ("a", "b"))),
+        # Two of a model's three classes: which two, rows of 0 and 1 do not say.
+        ([[False, True], [False, False]], ("a", "b", "c"), ([[0, 1], [0, 0]], ("0", "1"))),
+    ],
+)
+def test_lists_are_several_labels(values, names, expected):
+    frame = Dataset.from_dict({"label": values})
+    read, again, found, kind = labels.read_labels(frame, frame, "label", names)
+    assert (read, found) == expected
+    assert again == read
+    assert all(type(value) is float for row in read for value in row)
+    assert kind == "multi_label_classification"
+
+
+def test_lists_of_known_classes_have_their_names_and_order():
+    kind = datasets.List(ClassLabel(names=["joy", "anger", "fear"]))
+    frame = Dataset.from_dict({"label": [[0], [2, 0], []]}, features=Features(label=kind))
+    read, _, names, _ = labels.read_labels(frame, frame, "label")
+    assert read == [[1, 0, 0], [1, 0, 1], [0, 0, 0]]
+    assert names == ("joy", "anger", "fear")
+
+
+def test_a_column_per_class_is_several_labels():
+    frame = Dataset.from_dict({"toxic": [1, 0, 0], "threat": [1, 1, 0]})
+    columns = ["toxic", "threat"]
+    assert labels.read_labels(frame, frame, columns)[0::2] == ([[1, 1], [0, 1], [0, 0]], ("toxic", "threat"))
+    assert labels.read_labels(frame, frame, columns, ("Threat", "Toxic"))[0] == [[1, 1], [1, 0], [0, 0]]
+    frame = frame.add_column("stars", [2, 0, 1])
+    with pytest.raises(
+        ValueError, match="'toxic', 'stars' must hold 2 values in every row of both splits, all of them"
+    ):
+        labels.read_labels(frame, frame, ["toxic", "stars"])
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "message"),
+    [
+        ([[0, 1], [1, 1]], [[0, 1, 1]], "must hold 2 values in every row of both splits, all of them 0 or 1"),
+        ([["a"], ["b"]], [["c"]], "Classes c are in the reported split"),
+        ([["a"], ["b"]], ["a"], "a list in every row of both splits, got both"),
+        ([["a"], None], [["a"]], "got 1 without in the training split"),
+        ([["a"], []], [["a"]], r"at least two classes, got only \['a'\]"),
+        ([[], []], [[]], r"at least two classes, got only \[\]"),
+        ([[0.3, 0.7]], [[0.3, 0.7]], "names or whole numbers, or one float a row, all alike, got float"),
+        ([[["a"]]], [[["a"]]], "got list, such as"),
+    ],
+)
+def test_unusable_lists_of_labels_are_refused(train, held_out, message):
+    frames = [Dataset.from_dict({"label": values}) for values in (train, held_out)]
+    with pytest.raises(ValueError, match=message):
+        labels.read_labels(*frames, "label")
+
+
+def test_names_and_scores_that_look_like_whole_numbers_in_one_split_alone():
+    named = [Dataset.from_dict({"label": values}) for values in (["1", "2", "x"], [2, 1])]
+    assert labels.read_labels(*named, "label")[1] == [1, 0]
+    scored = [Dataset.from_dict({"label": values}) for values in ([0.5, 2.0], [2, 1])]
+    assert labels.read_labels(*scored, "label")[1] == [2.0, 1.0]
+
+
+def test_floats_are_a_regression_and_whole_ones_are_pointed_out(caplog):
+    for values, said in (([0.5, 1.0], False), ([0.0, 1.0], True)):
+        caplog.clear()
+        frame = Dataset.from_dict({"label": values})
+        with caplog.at_level("INFO", "powerbert_hf"):
+            assert labels.read_labels(frame, frame, "label")[3] == "regression"
+        assert ("Written as whole numbers, they are classes" in caplog.text) is said
+
+
+def test_truth_values_are_classes():
+    frame = Dataset.from_dict({"label": [True, False]})
+    assert labels.read_labels(frame, frame, "label")[0::2] == ([1, 0], ("False", "True"))
+    assert labels.read_labels(frame, frame, "label", ("ham", "spam"))[0::2] == ([1, 0], ("ham", "spam"))
+
+
+def test_a_model_is_measured_on_one_class_that_it_knows_but_not_trained_on_it():
+    frame = Dataset.from_dict({"label": ["good", "good"]})
+    assert labels.read_labels(frame, frame, "label", ("bad", "good"), measure_only=True)[1] == [1, 1]
+    for names, measure_only in (((), True), (("ham", "spam"), True), (("bad", "good"), False)):
+        with pytest.raises(ValueError, match="at least two classes"):
+            labels.read_labels(frame, frame, "label", names, measure_only)
 
 
 def test_words_for_nothing_are_words(tmp_path):
@@ -154,11 +245,11 @@ def test_words_for_nothing_are_words(tmp_path):
 def test_broken_files_are_refused(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} must be readable as"):
+    with pytest.raises(ValueError, match=f"{name} cannot be used: .*; repair or convert it"):
         data.load_splits(train_file=str(path), eval_file=str(path))
 
 
-@pytest.mark.parametrize("field", ["max_length", "max_train_samples", "max_eval_samples"])
+@pytest.mark.parametrize("field", ["max_train_samples", "max_eval_samples"])
 def test_limits_of_nothing_are_refused(frame, tokenizer, field):
     with pytest.raises(ValueError, match=f"`{field}` must be at least 1, got 0"):
         prepare(frame, tokenizer, **{field: 0})
@@ -171,10 +262,10 @@ def test_inputs_are_cut_at_what_the_model_takes(frame, tokenizer):
 
 
 def test_columns_are_found_or_asked_for(frame):
-    assert data.choose_columns(frame, None, None, None) == (["text"], "label")
+    assert data.choose_columns(frame, None, None, None) == (["text"], ["label"])
     assert data.choose_columns(frame.rename_column("text", "sentence"), None, None, tasks.TASKS["sst2"]) == (
         ["sentence"],
-        "label",
+        ["label"],
     )
     with pytest.raises(ValueError, match="no column 'sentence1'; the data has text, label"):
         data.choose_columns(frame, None, None, tasks.TASKS["mrpc"])
@@ -198,6 +289,12 @@ def test_missing_texts_and_files_are_refused(frame, tokenizer, tmp_path):
         data.load_splits()
 
 
+def test_pairs_need_a_model_that_tells_one_text_from_the_other(frame, tokenizer):
+    config = Host("bert").make_stock(type_vocab_size=1).config
+    with pytest.raises(ValueError, match="must have a `type_vocab_size` of 2, got 1"):
+        data.prepare_data(frame, frame, tokenizer, config, text_columns=["text", "text"])
+
+
 def test_sentence_pairs_are_one_input(frame, tokenizer):
     pairs = frame.add_column("second", ["the film"] * 64)
     prepared = prepare(pairs, tokenizer, text_columns=["text", "second"])
@@ -206,11 +303,20 @@ def test_sentence_pairs_are_one_input(frame, tokenizer):
 
 
 def test_metrics_by_hand():
+    rows = [[1, 0], [1, 0], [0, 0]], [[1, 0], [1, 1], [0, 1]]
+    # The first label is always right, the second always missed.
+    several = tasks.MultiLabelMetric().compute(predictions=rows[0], references=rows[1])
+    assert several == pytest.approx({"f1_micro": 2 * 2 / (2 * 2 + 2), "f1_macro": 1 / 2, "subset_accuracy": 1 / 3})
     found = tasks.ClassificationMetric().compute(predictions=[1, 1, 0, 0, 1], references=[1, 0, 0, 1, 1])
     assert found == pytest.approx({"accuracy": 0.6, "f1": 2 / 3, "matthews_correlation": 1 / 6})
     # Macro average over three labels: 1, 0 and 2/3.
     many = tasks.ClassificationMetric().compute(predictions=[0, 2, 2], references=[0, 1, 2])
     assert many["f1"] == pytest.approx((1 + 0 + 2 / 3) / 3)
+    few = {"predictions": [0, 1], "references": [0, 0]}
+    assert tasks.ClassificationMetric().compute(**few)["f1"] == 0.0
+    assert tasks.ClassificationMetric().compute(**few, num_labels=3)["f1"] == pytest.approx((2 / 3 + 0) / 2)
+    alone = tasks.ClassificationMetric().compute(predictions=[1, 1], references=[1, 1])
+    assert alone == {"accuracy": 1.0, "f1": 1.0, "matthews_correlation": 0.0}
     monotone = tasks.RegressionMetric().compute(predictions=[0.0, 1.0, 8.0], references=[0.0, 1.0, 2.0])
     assert monotone["spearmanr"] == pytest.approx(1.0)
     assert monotone["pearson"] == pytest.approx(8 / (38 * 2) ** 0.5)

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from powerbert_hf import cli, recipe
+from powerbert_hf import arguments, cli, recipe
 from powerbert_hf.trainer import PoWERTrainer
 
 FAST = ["--num-train-epochs=1", "--per-device-train-batch-size=16", "--learning-rate=1e-3", "--disable-tqdm=true"]
@@ -270,8 +270,8 @@ def test_an_incomplete_checkpoint_is_refused(inputs, capsys, host, tmp_path):
 def test_a_corrected_command_runs_after_one_that_was_refused(inputs, tmp_path):
     assert cli.main(["train", *inputs, "--text-columns=nothing"]) == 2
     assert not (tmp_path / "run").exists()
-    # This one is refused later, when the command has been written down.
     assert cli.main(["train", *inputs, "--fine-tuned"]) == 2
+    assert not (tmp_path / "run").exists()
     assert cli.main(["train", *inputs]) == 0
 
 
@@ -364,11 +364,11 @@ def test_other_architectures_are_refused(inputs, tmp_path, capsys):
 def test_known_tasks_bring_their_published_hyperparameters(tmp_path):
     from powerbert_hf.trainer import PoWERTrainingArguments
 
-    kinds = [cli.RecipeArguments, cli.DataArguments, PoWERTrainingArguments]
+    kinds = [arguments.RecipeArguments, arguments.DataArguments, PoWERTrainingArguments]
     options = ["--model=m", "--dataset=nyu-mll/glue", "--subset=mrpc", f"--output_dir={tmp_path}"]
-    _, data, args = cli._parse("train", options, kinds)
+    _, data, args = arguments.parse("train", options, kinds)
     assert data.task == "mrpc"
     assert (args.learning_rate, args.retention_learning_rate, args.retention_lambda) == (6e-5, 3e-3, 3e-3)
     assert args.per_device_train_batch_size == 64
-    _, _, args = cli._parse("train", [*options, "--retention_learning_rate=1e-2"], kinds)
+    _, _, args = arguments.parse("train", [*options, "--retention_learning_rate=1e-2"], kinds)
     assert args.retention_learning_rate == 1e-2

@@ -11,66 +11,12 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from . import __version__
-
-# Arguments of a training that the recipe sets in place of upstream's defaults.
-_TRAINING_DEFAULTS: dict[str, Any] = {
-    "num_train_epochs": 3,
-    "per_device_train_batch_size": 32,
-    "per_device_eval_batch_size": 32,
-    "learning_rate": 3e-5,
-    "warmup_steps": 0.1,
-    "train_sampling_strategy": "group_by_length",
-    "save_strategy": "epoch",
-    "save_total_limit": 1,
-    "logging_steps": 20,
-}
-
-
-@dataclass
-class DataArguments:
-    """Which data: a data set by name, or files."""
-
-    dataset: str | None = field(default=None, metadata={"help": "Hub id, or a folder, of a data set."})
-    subset: str | None = field(default=None, metadata={"help": "Configuration of the data set, such as mrpc of GLUE."})
-    task: str | None = field(
-        default=None,
-        metadata={"help": "cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli or imdb; found by itself from names."},
-    )
-    train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json, jsonl, parquet or arrow."})
-    eval_file: str | None = field(default=None, metadata={"help": "The same; only reported, nothing is chosen by it."})
-    text_columns: list[str] | None = field(default=None, metadata={"help": "One column, or two for pairs."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of the labels."})
-    max_length: int | None = field(default=None, metadata={"help": "Truncate inputs to this many word-pieces."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Draw this many training rows."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Draw this many rows to report on."})
-
-
-@dataclass
-class ModelArguments:
-    """Which model."""
-
-    model: str = field(metadata={"help": "Hub id, or a folder, of a BERT or ALBERT checkpoint."})
-
-
-@dataclass
-class RecipeArguments(ModelArguments):
-    """What to make faster, and how."""
-
-    retention_unit: str = field(
-        default="fraction",
-        metadata={
-            "help": "What a count means: a share of an input's length, or words.",
-            "choices": ["fraction", "words"],
-        },
-    )
-    fine_tuned: bool = field(
-        default=False, metadata={"help": "The model is fine-tuned already: begin with the search."}
-    )
+from .arguments import DataArguments, ModelArguments, RecipeArguments, parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("powerbert_hf").setLevel(logging.INFO)
     try:
         commands[known.command](argv[1:])
-    except (ValueError, OSError) as error:
-        print(f"powerbert {known.command}: {error}", file=sys.stderr)
+    except (ValueError, OSError, ImportError) as error:
+        # Of these families is whatever a user's input can cause; anything else is a bug, and shows where.
+        print(f"powerbert {known.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"powerbert {known.command}: interrupted; the same command goes on with a training", file=sys.stderr)
@@ -117,7 +64,7 @@ def _train(argv: list[str]) -> None:
             f"`powerbert train` must run in one process, got {processes}; start it without `torchrun` or "
             "`accelerate launch`."
         )
-    recipe_args, data_args, args = _parse(
+    recipe_args, data_args, args = parse(
         "train", argv, [RecipeArguments, DataArguments, PoWERTrainingArguments], require_output=True
     )
     typed = {"model": asdict(recipe_args), "data": asdict(data_args), "training": _settings(args)}
@@ -139,7 +86,7 @@ def run_training(
     Raises:
         ValueError: for input that cannot be used, before anything is trained.
     """
-    from .recipe import run_recipe
+    from .recipe import check_model, run_recipe
     from .report import format_report
 
     if args.push_to_hub:
@@ -149,6 +96,8 @@ def run_training(
     folder = Path(args.output_dir)
     going_on = _check_folder(folder, typed)
     data = _load_data(data_args, recipe_args.model, args.seed)
+    if not going_on:
+        check_model(recipe_args.model, data, recipe_args.fine_tuned)
     with _sole_use(folder):
         if going_on:
             _say(f"going on with the run in {folder}")
@@ -175,12 +124,14 @@ def _evaluate(argv: list[str]) -> None:
     # The model is the one positional argument; everything else has a name.
     if argv and not argv[0].startswith("-"):
         argv = ["--model", *argv]
-    model_args, data_args, args = _parse("evaluate", argv, [ModelArguments, DataArguments, PoWERTrainingArguments])
+    model_args, data_args, args = parse("evaluate", argv, [ModelArguments, DataArguments, PoWERTrainingArguments])
     if data_args.dataset is None and data_args.train_file is None:
         # Files to measure on need no training split.
+        if data_args.eval_file is None:
+            raise ValueError("Pass either `--dataset` or `--eval-file`, got neither.")
         data_args.train_file = data_args.eval_file
     classifier = load_classifier(model_args.model, needs_head=True)
-    data = _load_data(data_args, model_args.model, args.seed)
+    data = _load_data(data_args, model_args.model, args.seed, measure_only=True)
     check_labels(classifier.config, data)
     lengths = torch.tensor(data.eval["length"])
     kept = share_kept(classifier.config, lengths)
@@ -212,33 +163,6 @@ def _demo(argv: list[str]) -> None:
     _train(training)
 
 
-def _parse(command: str, argv: list[str], kinds: list[type], require_output: bool = False) -> tuple[Any, ...]:
-    """Parse options named as upstream names them, with dashes or underscores; a known task brings its defaults."""
-    import torch
-    from transformers import HfArgumentParser
-
-    from .tasks import TASKS, infer_task
-
-    first = HfArgumentParser(DataArguments, prog=f"powerbert {command}", add_help=False, allow_abbrev=False)
-    data_args, _ = first.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    task = data_args.task or infer_task(data_args.dataset, data_args.subset)
-    if task is not None and task not in TASKS:
-        raise ValueError(f"`--task` must be one of {', '.join(TASKS)}, got {task!r}; leave it out for your own data.")
-    # Upstream's options fill pages: an error need not repeat them, `--help` does.
-    usage = f"powerbert {command} --model MODEL {'--output-dir FOLDER ' if require_output else ''}[options]"
-    parser = HfArgumentParser(kinds, prog=f"powerbert {command}", usage=usage, allow_abbrev=False)
-    defaults = {**_TRAINING_DEFAULTS, **(TASKS[task].hyperparameters if task else {})}
-    # Upstream wants both to be said on a machine without an accelerator: the one for `--bf16`, the other not to warn.
-    accelerated = torch.accelerator.is_available()
-    parser.set_defaults(**defaults, task=task, use_cpu=not accelerated, dataloader_pin_memory=accelerated)
-    if require_output:
-        parser.set_defaults(output_dir=None)
-    parsed = parser.parse_args_into_dataclasses(argv)
-    if require_output and parsed[-1].output_dir in (None, "trainer_output"):
-        raise ValueError("`--output-dir` must be given: it takes the three models and the report.")
-    return parsed
-
-
 def _settings(args: Any) -> dict[str, Any]:
     """The arguments of a training that make two runs differ."""
     from .trainer import PoWERTrainingArguments
@@ -248,30 +172,38 @@ def _settings(args: Any) -> dict[str, Any]:
     return {name: value for name, value in args.to_dict().items() if name not in volatile and plain[name] != value}
 
 
-def _load_data(data_args: DataArguments, model: str, seed: int) -> Any:
-    from transformers import AutoConfig, AutoTokenizer
-
+def _load_data(data_args: DataArguments, model: str, seed: int, measure_only: bool = False) -> Any:
+    from .checkpoint import load_config, load_tokenizer
     from .data import load_splits, prepare_data
     from .tasks import TASKS
 
+    # What it logs as an error it raises too. It sets its level when it is imported, so not any earlier.
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)
+    config = load_config(model)
+    tokenizer = load_tokenizer(model, config)
     task = TASKS[data_args.task] if data_args.task else None
     train, held_out = load_splits(data_args.dataset, data_args.subset, data_args.train_file, data_args.eval_file, task)
-    columns = [name for part in data_args.text_columns or [] for name in part.split(",")] or None
     source = {name: getattr(data_args, name) for name in ("dataset", "subset", "task", "train_file", "eval_file")}
     return prepare_data(
         train,
         held_out,
-        AutoTokenizer.from_pretrained(model),
-        AutoConfig.from_pretrained(model),
+        tokenizer,
+        config,
         task,
-        columns,
-        data_args.label_column,
+        _names(data_args.text_columns),
+        _names(data_args.label_column),
         data_args.max_length,
         data_args.max_train_samples,
         data_args.max_eval_samples,
         seed,
         source,
+        measure_only,
     )
+
+
+def _names(typed: list[str] | None) -> list[str] | None:
+    """Columns, separated by blanks or commas."""
+    return [name for part in typed or [] for name in part.split(",")] or None
 
 
 @contextmanager

@@ -1,9 +1,8 @@
 # Copyright 2026 The powerbert_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Reading data: a data set by name or files, its columns and labels, tokenised for a `Trainer`."""
+"""Reading data: a data set by name or files, its columns, tokenised for a `Trainer`."""
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,9 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-from .tasks import METRICS, ClassificationMetric, RegressionMetric, Task
+from .checkpoint import reading
+from .labels import flat, named_labels, read_labels
+from .tasks import METRICS, ClassificationMetric, MultiLabelMetric, RegressionMetric, Task
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +69,15 @@ class TaskData:
             return lambda output: RegressionMetric().compute(
                 predictions=np.squeeze(output.predictions, -1), references=output.label_ids
             )
+        if self.problem_type == "multi_label_classification":
+            # A logit above 0 is a probability above a half.
+            return lambda output: MultiLabelMetric().compute(
+                predictions=(output.predictions > 0).astype(int), references=output.label_ids.astype(int)
+            )
         return lambda output: ClassificationMetric().compute(
-            predictions=output.predictions.argmax(-1), references=output.label_ids
+            predictions=output.predictions.argmax(-1),
+            references=output.label_ids,
+            num_labels=output.predictions.shape[-1],
         )
 
 
@@ -99,10 +107,11 @@ def load_splits(
     if dataset is None or train_file is not None:
         raise ValueError("Pass either `--dataset` or `--train-file` (with `--eval-file`), got both or neither.")
     folder = Path(dataset)
-    if (folder / "dataset_dict.json").is_file():
-        splits = datasets.load_from_disk(dataset)
-    else:
-        splits = datasets.load_dataset(str(folder) if folder.is_dir() else dataset, subset)
+    with reading(f"The data set {dataset}", "check its name or folder, or fetch it again"):
+        if (folder / "dataset_dict.json").is_file():
+            splits = datasets.load_from_disk(dataset)
+        else:
+            splits = datasets.load_dataset(str(folder) if folder.is_dir() else dataset, subset)
     if not isinstance(splits, DatasetDict) or "train" not in splits:
         raise ValueError(f"Data set {dataset!r} must have a split `train`, got {list(splits)}; pass `--train-file`.")
     if eval_file is not None:
@@ -124,16 +133,21 @@ def _read_file(path: str) -> Dataset:
         # Only an empty field is a missing one: "None" and "NA" are words.
         options = {"sep": "\t" if ending == "tsv" else ",", "keep_default_na": False, "na_values": [""]}
     try:
-        return datasets.load_dataset(_READERS[ending], data_files=path, split="train", **options)
-    except (datasets.exceptions.DatasetGenerationError, UnicodeDecodeError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"{path} must be readable as {_READERS[ending]}, got: {reason}; repair the file.") from error
+        with reading(path, "repair or convert it, a text file to UTF-8"):
+            return datasets.load_dataset(_READERS[ending], data_files=path, split="train", **options)
+    except ValueError as error:
+        if "corresponds to no data" not in str(error):
+            raise
+        raise ValueError(f"{path} must hold rows, got none; pass a file with rows.") from error
 
 
 def choose_columns(
-    dataset: Dataset, text_columns: Sequence[str] | None, label_column: str | None, task: Task | None
-) -> tuple[list[str], str]:
-    """The columns to read: those asked for, else the task's, else the only ones that it can be.
+    dataset: Dataset,
+    text_columns: Sequence[str] | None,
+    label_column: str | Sequence[str] | None,
+    task: Task | None,
+) -> tuple[list[str], list[str]]:
+    """The columns of texts and of labels: those asked for, else the task's, else the only ones that it can be.
 
     Raises:
         ValueError: for a column that is not there, or where several could be meant.
@@ -141,15 +155,16 @@ def choose_columns(
     columns = dataset.column_names
     if label_column is None:
         label_column = "labels" if "labels" in columns and "label" not in columns else "label"
+    labels = [label_column] if isinstance(label_column, str) else list(label_column)
     chosen = list(text_columns or (task.text_columns if task else ()))
     if not chosen:
         strings = [
             n for n, kind in dataset.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")
         ]
-        chosen = [name for name in strings if name != label_column]
+        chosen = [name for name in strings if name not in labels]
         if len(chosen) != 1:
             raise ValueError(f"Name one or two `--text-columns`; the data has {', '.join(columns)}.")
-    for name in [*chosen, label_column]:
+    for name in [*chosen, *labels]:
         if name not in columns:
             raise ValueError(
                 f"There is no column {name!r}; the data has {', '.join(columns)}. Name `--text-columns` and "
@@ -157,107 +172,31 @@ def choose_columns(
             )
     if len(chosen) > 2:
         raise ValueError(f"A model reads one or two texts, got `--text-columns` {' '.join(chosen)}.")
-    return chosen, label_column
-
-
-def named_labels(config: Any) -> tuple[str, ...]:
-    """The labels of a model in its own order; empty where they are upstream's place-holders.
-
-    Args:
-        config: of any classifier.
-    """
-    names = tuple(str(config.id2label[number]) for number in range(config.num_labels))
-    return () if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
-
-
-def read_labels(
-    train: Dataset, held_out: Dataset, column: str, names: Sequence[str] = ()
-) -> tuple[list[Any], list[Any], tuple[str, ...], str]:
-    """Labels as the model wants them: numbers from 0, or floats for regression.
-
-    Args:
-        train: the training split.
-        held_out: the split to report.
-        column: where the labels are. Class numbers, whole numbers or strings are classes; floats are a regression.
-        names: the classes in the order of the model or the task, which holds if the data has no others. Whole numbers
-            that are not names themselves are places in that order.
-
-    Returns:
-        The labels of both splits, the names by number, and the problem type.
-
-    Raises:
-        ValueError: for missing labels, a single class, several labels in a row, or a class that is only in the split
-            to report.
-    """
-    feature = train.features[column]
-    raw: dict[str, list[Any]] = {}
-    for split, rows in (("training", train), ("reported", held_out)):
-        values = list(rows[column])
-        if not values:
-            raise ValueError(f"The {split} split is empty; pass a file with rows.")
-        if isinstance(values[0], list):
-            raise ValueError(f"Column {column!r} must hold one label a row, got {values[0]}; choose another column.")
-        # -1 is how GLUE's test splits hide their labels; NaN is the only value that differs from itself.
-        missing = sum(value is None or value != value or (value == -1 and type(value) is int) for value in values)
-        if missing:
-            raise ValueError(f"Every row needs a label, got {missing} without in the {split} split; drop these rows.")
-        # Numbers mean what their own split says, or else what the training split says.
-        meant = next((f for f in (rows.features[column], feature) if isinstance(f, datasets.ClassLabel)), None)
-        if meant is not None and isinstance(values[0], int):
-            values = [meant.names[value] for value in values]
-        raw[split] = values
-    if isinstance(raw["training"][0], float):
-        return raw["training"], raw["reported"], (), "regression"
-    found = sorted(set(raw["training"]))
-    if len(found) < 2:
-        raise ValueError(f"Column {column!r} must hold at least two classes, got only {found}.")
-    if isinstance(feature, datasets.ClassLabel):
-        found = feature.names
-    number = _numbers_in(found, names)
-    if number is None:
-        number, names = {value: place for place, value in enumerate(found)}, [str(value) for value in found]
-    unknown = sorted({str(value) for value in raw["reported"] if value not in number})
-    if unknown:
-        raise ValueError(f"Classes {', '.join(unknown)} are in the reported split but not in the training split.")
-    labels = [[number[value] for value in values] for values in raw.values()]
-    return labels[0], labels[1], tuple(names), "single_label_classification"
-
-
-def _numbers_in(found: Sequence[Any], names: Sequence[str]) -> dict[Any, int] | None:
-    """The place of each class in `names`: by its exact name, by its name in any case of letters, or as a place."""
-    for spell in (str, lambda value: str(value).lower()):
-        places = {spell(name): place for place, name in enumerate(names)}
-        if len(places) == len(names) and all(spell(value) in places for value in found):
-            return {value: places[spell(value)] for value in found}
-    if all(isinstance(value, int) and 0 <= value < len(names) for value in found):
-        # Also classes that the training split happens to lack.
-        return {place: place for place in range(len(names))}
-    return None
+    if not set(chosen).isdisjoint(labels):
+        raise ValueError(f"A label must not be a text, got {' '.join(chosen)} and {' '.join(labels)}; name others.")
+    return chosen, labels
 
 
 def tokenize(
     dataset: Dataset, text_columns: Sequence[str], labels: Sequence[Any], tokenizer: Any, max_length: int
 ) -> Dataset:
-    """Tokenise texts, unpadded, and add `labels` and `length`.
+    """Tokenise texts, unpadded, and add `labels` and `length`. An empty text is one; a missing one is not.
 
     Raises:
-        ValueError: where a text is missing.
+        ValueError: where a text is missing, or all are empty.
     """
     for name in text_columns:
         missing = sum(not isinstance(text, str) for text in dataset[name])
         if missing:
             raise ValueError(f"Column {name!r} must hold texts, got {missing} rows without; drop or fill them.")
+    if not any(text.strip() for name in text_columns for text in dataset[name]):
+        raise ValueError(f"Column {', '.join(map(repr, text_columns))} must hold texts, got only empty ones.")
 
     def encode(rows: dict[str, list]) -> dict[str, list]:
         encoded = tokenizer(*(rows[name] for name in text_columns), truncation=True, max_length=max_length)
         return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
 
     encoded = dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="tokenise")
-    at_limit = sum(length == max_length for length in encoded["length"])
-    if at_limit:
-        logger.info(
-            "%d of %d inputs fill or exceed %d word-pieces and are cut there", at_limit, len(encoded), max_length
-        )
     return encoded.add_column("labels", list(labels))
 
 
@@ -268,12 +207,13 @@ def prepare_data(
     config: Any,
     task: Task | None = None,
     text_columns: Sequence[str] | None = None,
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     max_length: int | None = None,
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
     seed: int = 42,
     source: dict[str, Any] | None = None,
+    measure_only: bool = False,
 ) -> TaskData:
     """From two raw splits to what a recipe trains on.
 
@@ -284,47 +224,64 @@ def prepare_data(
         config: the model's: its label names, where it has any, give the labels their numbers.
         task: brings columns, metric, names and length where it is known.
         text_columns: one, or two for pairs.
-        label_column: where the labels are.
+        label_column: where the labels are; several columns of 0 and 1 for texts with several labels.
         max_length: word-pieces to truncate to; at most what tokenizer and model take.
         max_train_samples: rows to draw of the training split.
         max_eval_samples: rows to draw of the split to report.
         seed: of these draws.
         source: kept for the report.
+        measure_only: nothing is trained: see `read_labels`; only the split to report is tokenised, for both.
 
     Raises:
         ValueError: for columns, labels or texts that cannot be used.
     """
-    limits = {"max_length": max_length, "max_train_samples": max_train_samples, "max_eval_samples": max_eval_samples}
-    for name, value in limits.items():
+    for name, value in (("max_train_samples", max_train_samples), ("max_eval_samples", max_eval_samples)):
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}; leave it out to take all.")
-    texts, label_column = choose_columns(train, text_columns, label_column, task)
-    choose_columns(held_out, texts, label_column, task)
-    expected = named_labels(config) or (task.label_names if task else ())
-    train_labels, eval_labels, names, problem_type = read_labels(train, held_out, label_column, expected)
+    texts, columns = choose_columns(train, text_columns, label_column, task)
+    choose_columns(held_out, texts, columns, task)
+    if len(texts) > config.type_vocab_size and "token_type_ids" in tokenizer.model_input_names:
+        raise ValueError(
+            f"A model that reads two texts must have a `type_vocab_size` of 2, got {config.type_vocab_size} in its "
+            "configuration; join the texts into one column."
+        )
     longest = min(tokenizer.model_max_length, config.max_position_embeddings)
+    shortest = tokenizer.num_special_tokens_to_add(pair=len(texts) > 1) + len(texts)
+    if max_length is not None and not shortest <= max_length <= longest:
+        raise ValueError(
+            f"`max_length` must lie between {shortest}, one word-piece a text, and {longest}, what the model takes, "
+            f"got {max_length}; leave it out for the longest."
+        )
     limit = min(max_length or (task and task.max_length) or longest, longest)
+    expected = named_labels(config) or (task.label_names if task else ())
+    train_labels, eval_labels, names, problem_type = read_labels(train, held_out, columns, expected, measure_only)
     splits = []
-    for split, labels, rows in ((train, train_labels, max_train_samples), (held_out, eval_labels, max_eval_samples)):
+    wanted = [(train, train_labels, max_train_samples), (held_out, eval_labels, max_eval_samples)]
+    for split, labels, rows in wanted[measure_only:]:
         if rows is not None and rows < len(split):
             drawn = np.random.default_rng(seed).permutation(len(split))[:rows]
             split, labels = split.select(drawn), [labels[row] for row in drawn]
         splits.append(tokenize(split, texts, labels, tokenizer, limit))
+    cut = sum(length == limit for split in splits for length in split["length"])
+    if cut:
+        logger.info(
+            "%d of %d inputs fill or exceed %d word-pieces and are cut there", cut, sum(map(len, splits)), limit
+        )
     known = METRICS[problem_type]
     return TaskData(
         train=splits[0],
-        eval=splits[1].select(np.argsort(splits[1]["length"], kind="stable")),
+        eval=splits[-1].select(np.argsort(splits[-1]["length"], kind="stable")),
         tokenizer=tokenizer,
         metric=task.metric if task and task.metric in known else known[0],
         problem_type=problem_type,
         label_names=names,
-        named_in_rows=isinstance(train[label_column][0], str),
+        named_in_rows=len(columns) > 1 or any(isinstance(label, str) for label in flat(train[columns[0]])),
         source={
             **(source or {}),
             "text_columns": texts,
-            "label_column": label_column,
+            "label_column": columns[0] if len(columns) == 1 else columns,
             "max_length": limit,
             "train_rows": len(splits[0]),
-            "eval_rows": len(splits[1]),
+            "eval_rows": len(splits[-1]),
         },
     )

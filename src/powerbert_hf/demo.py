@@ -84,7 +84,12 @@ def make_demo(folder: Path, seed: int = 0) -> list[str]:
 
     Returns:
         The options of `powerbert train` that train on them.
+
+    Raises:
+        ValueError: for a negative seed.
     """
+    if seed < 0:
+        raise ValueError(f"`seed` must not be negative, got {seed}; leave it out for the default.")
     folder = folder.with_name(f"{folder.name}-{seed}")
     if not folder.is_dir():
         partial = folder.with_name(f"{folder.name}.partial")

@@ -9,8 +9,8 @@ and goes on from the last checkpoint where one was interrupted.
 import copy
 import json
 import logging
+import math
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,27 +21,22 @@ from zipfile import is_zipfile
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, DataCollatorWithPadding, PreTrainedModel, set_seed
+from transformers import DataCollatorWithPadding, PreTrainedModel, set_seed
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .benchmark import hardware, measure_speedup, sorted_batches
+from .checkpoint import load_classifier
 from .cost import predicted_speedup, share_kept
-from .data import TaskData, named_labels
-from .modeling_poweralbert import PoWERAlbertForSequenceClassification
-from .modeling_powerbert import PoWERBertForSequenceClassification
+from .data import TaskData
+from .labels import named_labels
 from .retention import RetentionUnit, retention_config_from_mass, retention_mass
+from .tasks import METRICS
 from .trainer import PoWERTrainer, PoWERTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-_CLASSIFIERS: dict[str, type[PreTrainedModel]] = {
-    "bert": PoWERBertForSequenceClassification,
-    "powerbert": PoWERBertForSequenceClassification,
-    "albert": PoWERAlbertForSequenceClassification,
-    "poweralbert": PoWERAlbertForSequenceClassification,
-}
 # Texts that a measured speed-up is taken on, drawn evenly over the lengths of the reported split.
 _TIMED_INPUTS = 1024
 
@@ -74,46 +69,6 @@ class RecipeResult:
 
     model_dir: Path
     report: dict[str, Any]
-
-
-def load_classifier(model: str | Path | PreTrainedModel, needs_head: bool = False, **fields: Any) -> PreTrainedModel:
-    """A classifier of this package, in float32, with some fields of its configuration set.
-
-    Args:
-        model: a Hub id, a folder or a model: BERT or ALBERT, stock or ours.
-        needs_head: refuse a checkpoint without a classification head, rather than begin with a new one.
-        fields: of the configuration. Weights that do not fit them, such as a head for other labels, begin anew.
-
-    Raises:
-        ValueError: for any other architecture, for fields that contradict it, or for weights that are missing.
-    """
-    config = model.config if isinstance(model, PreTrainedModel) else AutoConfig.from_pretrained(model)
-    if config.model_type not in _CLASSIFIERS:
-        raise ValueError(f"Only BERT and ALBERT models can be made faster here, got {config.model_type!r}: {model}.")
-    ours = _CLASSIFIERS[config.model_type]
-    if isinstance(model, PreTrainedModel):
-        loaded = ours(ours.config_class(**{**config.to_dict(), **fields}))
-        wanted = {name: weight.shape for name, weight in loaded.state_dict().items()}
-        weights = {name: w for name, w in model.state_dict().items() if w.shape == wanted.get(name)}
-        missing = set(loaded.load_state_dict(weights, strict=False).missing_keys)
-    else:
-        loaded, info = ours.from_pretrained(
-            model, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **fields
-        )
-        missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    beyond_head = sorted(
-        name for name in missing if not re.search(r"^classifier\.|\.pooler\.|retention_weights$", name)
-    )
-    if beyond_head:
-        raise ValueError(
-            f"The checkpoint must hold all weights of its encoders, got {len(beyond_head)} missing or of another "
-            f"shape than its configuration says, such as {beyond_head[0]}, in {model}; fetch or save it again."
-        )
-    if needs_head and any(name.startswith("classifier") for name in missing):
-        raise ValueError(
-            f"The model must have a trained classification head, got none in {model}; fine-tune it first."
-        )
-    return loaded
 
 
 def fine_tune(model: str | Path | PreTrainedModel, data: TaskData, args: PoWERTrainingArguments) -> TrainedStep:
@@ -154,6 +109,8 @@ def search_configuration(
     trainer = _trainer(soft, data, args)
     _run(trainer)
     masses = retention_mass(soft.retention_weights.detach().double().cpu()).tolist()
+    if not all(map(math.isfinite, masses)):
+        raise ValueError(f"The search must end in finite masses, got {masses}; lower the learning rate or lambda.")
     # Encoder L hands on [CLS] alone, whatever was learned there.
     soft.set_retention(retention_config_from_mass([*masses[:-1], 1.0], unit, length), unit=unit, length=length)
     return TrainedStep(soft.eval(), evaluate_model(soft, data, args), trainer.state.log_history, masses)
@@ -183,11 +140,7 @@ def evaluate_model(model: PreTrainedModel, data: TaskData, args: PoWERTrainingAr
     """
     # `evaluate` would log, and `powerbert evaluate` prints nothing but its result.
     metrics = _trainer(model, data, args).predict(data.eval, metric_key_prefix="eval").metrics
-    return {
-        name: float(metrics[f"eval_{name}"])
-        for name in ("loss", "accuracy", "f1", "matthews_correlation", "spearmanr", "pearson")
-        if f"eval_{name}" in metrics
-    }
+    return {name: float(metrics[f"eval_{name}"]) for name in ("loss", *METRICS[data.problem_type])}
 
 
 def check_labels(config: Any, data: TaskData) -> None:
@@ -207,6 +160,28 @@ def check_labels(config: Any, data: TaskData) -> None:
             f"The model must know the data's labels ({', '.join(ours) or 'a number'}), got "
             f"{', '.join(config.id2label.values())}; set `id2label` in its configuration, or train a head for them."
         )
+    if config.problem_type not in (None, data.problem_type):
+        raise ValueError(
+            f"The model must have been trained for the data's kind of task ({data.problem_type}), got "
+            f"`problem_type` {config.problem_type!r} in its configuration; train a head for it."
+        )
+
+
+def check_model(model: str | Path, data: TaskData, fine_tuned: bool) -> PreTrainedModel:
+    """Make sure that the recipe can begin with a checkpoint, and load it.
+
+    Args:
+        model: a Hub id or a folder.
+        data: from `data.prepare_data`.
+        fine_tuned: it has been trained on the task already.
+
+    Raises:
+        ValueError: for a checkpoint that cannot be used, or that is not what `fine_tuned` says.
+    """
+    loaded = load_classifier(model, needs_head=fine_tuned, retention_config=None, retention_mode=None)
+    if fine_tuned:
+        check_labels(loaded.config, data)
+    return loaded
 
 
 def _trainer(model: PreTrainedModel, data: TaskData, args: PoWERTrainingArguments) -> PoWERTrainer:
@@ -304,8 +279,7 @@ def run_recipe(
     def first(step_args: PoWERTrainingArguments) -> TrainedStep:
         if not fine_tuned:
             return fine_tune(model, data, step_args)
-        stock = load_classifier(model, needs_head=True, retention_config=None, retention_mode=None)
-        check_labels(stock.config, data)
+        stock = check_model(model, data, fine_tuned)
         vars(stock.config).update(data.label_fields)
         return TrainedStep(stock.eval(), evaluate_model(stock, data, step_args), [])
 

@@ -99,21 +99,46 @@ def infer_task(dataset: str | None, subset: str | None) -> str | None:
 class ClassificationMetric(evaluate.Metric):
     """`accuracy`, `f1` and `matthews_correlation`, computed with scikit-learn, without the network.
 
-    `f1` is that of label 1 where there are two labels (GLUE), else the mean over labels.
+    `f1` is that of label 1 where there are two labels (GLUE), else the mean over labels. `num_labels` tells which,
+    where the rows do not hold all of them.
     """
 
     def _info(self) -> evaluate.MetricInfo:
         values = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
         return evaluate.MetricInfo(description=self.__doc__, citation="", features=datasets.Features(values))
 
-    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
+    def _compute(self, predictions: Sequence[int], references: Sequence[int], num_labels: int = 2) -> dict[str, float]:
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-        average = "binary" if max([1, *predictions, *references]) == 1 else "macro"
+        found = {*predictions, *references}
+        # A few rows of a task with more labels may hold no others than 0 and 1.
+        average = "binary" if max(num_labels - 1, *found) == 1 else "macro"
         return {
             "accuracy": float(accuracy_score(references, predictions)),
             "f1": float(f1_score(references, predictions, average=average, zero_division=0.0)),
-            "matthews_correlation": float(matthews_corrcoef(references, predictions)),
+            # With one label there is nothing to correlate: 0 by convention, of which scikit-learn warns.
+            "matthews_correlation": float(matthews_corrcoef(references, predictions)) if len(found) > 1 else 0.0,
+        }
+
+
+class MultiLabelMetric(evaluate.Metric):
+    """`f1_micro`, `f1_macro` and `subset_accuracy` (all labels of a text right), computed with scikit-learn.
+
+    Predictions and references are rows of 0 and 1, one per label. `f1_micro` counts every label of every text alike,
+    `f1_macro` is the mean over labels.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        values = {name: datasets.List(datasets.Value("int64")) for name in ("predictions", "references")}
+        return evaluate.MetricInfo(description=self.__doc__, citation="", features=datasets.Features(values))
+
+    def _compute(self, predictions: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> dict[str, float]:
+        from sklearn.metrics import accuracy_score, f1_score
+
+        return {
+            "f1_micro": float(f1_score(references, predictions, average="micro", zero_division=0.0)),
+            "f1_macro": float(f1_score(references, predictions, average="macro", zero_division=0.0)),
+            "subset_accuracy": float(accuracy_score(references, predictions)),
         }
 
 
@@ -135,7 +160,9 @@ class RegressionMetric(evaluate.Metric):
         }
 
 
+# By the problem type of a model's configuration; the first counts.
 METRICS = {
     "single_label_classification": ("accuracy", "f1", "matthews_correlation"),
+    "multi_label_classification": ("f1_micro", "f1_macro", "subset_accuracy"),
     "regression": ("spearmanr", "pearson"),
 }

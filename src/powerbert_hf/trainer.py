@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """transformers' `Trainer`, with the retention penalty in the loss and a learning rate for the retention weights."""
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,12 +41,14 @@ class PoWERTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.retention_lambda < 0:
-            raise ValueError(f"`retention_lambda` must not be negative, got {self.retention_lambda}; 1e-3 is usual.")
-        if self.retention_learning_rate is not None and self.retention_learning_rate <= 0:
+        if not 0 <= self.retention_lambda < math.inf:
             raise ValueError(
-                f"`retention_learning_rate` must be above 0, got {self.retention_learning_rate}; leave it out to have "
-                "it follow from the number of steps."
+                f"`retention_lambda` must not be negative or infinite, got {self.retention_lambda}; 1e-3 is usual."
+            )
+        if self.retention_learning_rate is not None and not 0 < self.retention_learning_rate < math.inf:
+            raise ValueError(
+                f"`retention_learning_rate` must be above 0 and finite, got {self.retention_learning_rate}; leave it "
+                "out to have it follow from the number of steps."
             )
 
 

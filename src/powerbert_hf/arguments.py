@@ -1,0 +1,138 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The options of the command `powerbert`, and what they may be."""
+
+import difflib
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+# Arguments of a training that the recipe sets in place of upstream's defaults.
+_TRAINING_DEFAULTS: dict[str, Any] = {
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 32,
+    "learning_rate": 3e-5,
+    "warmup_steps": 0.1,
+    "train_sampling_strategy": "group_by_length",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "logging_steps": 20,
+}
+
+
+@dataclass
+class DataArguments:
+    """Which data: a data set by name, or files."""
+
+    dataset: str | None = field(default=None, metadata={"help": "Hub id, or a folder, of a data set."})
+    subset: str | None = field(default=None, metadata={"help": "Configuration of the data set, such as mrpc of GLUE."})
+    task: str | None = field(
+        default=None,
+        metadata={"help": "cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli or imdb; found by itself from names."},
+    )
+    train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json, jsonl, parquet or arrow."})
+    eval_file: str | None = field(default=None, metadata={"help": "The same; only reported, nothing is chosen by it."})
+    text_columns: list[str] | None = field(default=None, metadata={"help": "One column, or two for pairs."})
+    label_column: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Column of the labels: names or whole numbers are classes, floats a regression, lists of either "
+            "(or of one 0 or 1 per class) several labels a text; so are several columns of 0 and 1, one per class."
+        },
+    )
+    max_length: int | None = field(default=None, metadata={"help": "Truncate inputs to this many word-pieces."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Draw this many training rows."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Draw this many rows to report on."})
+
+
+@dataclass
+class ModelArguments:
+    """Which model."""
+
+    model: str = field(metadata={"help": "Hub id, or a folder, of a BERT or ALBERT checkpoint."})
+
+
+@dataclass
+class RecipeArguments(ModelArguments):
+    """What to make faster, and how."""
+
+    retention_unit: str = field(
+        default="fraction",
+        metadata={
+            "help": "What a count means: a share of an input's length, or words.",
+            "choices": ["fraction", "words"],
+        },
+    )
+    fine_tuned: bool = field(
+        default=False, metadata={"help": "The model is fine-tuned already: begin with the search."}
+    )
+
+
+# Upstream takes any number for these and fails, or trains nothing, when a model has been loaded or even trained.
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "per_device_train_batch_size": (1, sys.maxsize, "at least 1"),
+    "per_device_eval_batch_size": (1, sys.maxsize, "at least 1"),
+    "gradient_accumulation_steps": (1, sys.maxsize, "at least 1"),
+    "learning_rate": (0, sys.float_info.max, "finite and at least 0"),
+    "weight_decay": (0, sys.float_info.max, "finite and at least 0"),
+    "seed": (0, 2**32 - 1, "from 0 to 2**32 - 1"),
+}
+
+
+def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: bool = False) -> tuple[Any, ...]:
+    """Parse options named as upstream names them, with dashes or underscores; a known task brings its defaults.
+
+    Args:
+        command: its name, for messages.
+        argv: what was typed after it.
+        kinds: dataclasses, the last `PoWERTrainingArguments`.
+        require_output: refuse to go without `--output-dir`.
+
+    Returns:
+        An instance of each kind.
+
+    Raises:
+        ValueError: for an option that there is not, or a value that cannot be trained with.
+    """
+    import torch
+    from transformers import HfArgumentParser
+
+    from .tasks import TASKS, infer_task
+
+    # Upstream's options fill pages: an error need not repeat them, `--help` does.
+    usage = f"powerbert {command} --model MODEL {'--output-dir FOLDER ' if require_output else ''}[options]"
+    named: dict[str, Any] = {"prog": f"powerbert {command}", "usage": usage, "allow_abbrev": False}
+    first = HfArgumentParser(DataArguments, add_help=False, **named)
+    data_args, _ = first.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    task = data_args.task or infer_task(data_args.dataset, data_args.subset)
+    if task is not None and task not in TASKS:
+        raise ValueError(f"`--task` must be one of {', '.join(TASKS)}, got {task!r}; leave it out for your own data.")
+    parser = HfArgumentParser(kinds, **named)
+    defaults = {**_TRAINING_DEFAULTS, **(TASKS[task].hyperparameters if task else {})}
+    # Upstream wants both to be said on a machine without an accelerator: the one for `--bf16`, the other not to warn.
+    accelerated = torch.accelerator.is_available()
+    parser.set_defaults(**defaults, task=task, use_cpu=not accelerated, dataloader_pin_memory=accelerated)
+    if require_output:
+        parser.set_defaults(output_dir=None)
+    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        name = unknown[0].partition("=")[0].replace("_", "-")
+        options = [option for action in parser._actions for option in action.option_strings if "_" not in option]
+        near = difflib.get_close_matches(name, options, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"`powerbert {command} --help` lists all."
+        raise ValueError(f"There is no option {name}; {remedy}")
+    args = parsed[-1]
+    if require_output and args.output_dir in (None, "trainer_output"):
+        raise ValueError("`--output-dir` must be given: it takes the three models and the report.")
+    for name, (low, high, meaning) in _RANGES.items():
+        value = getattr(args, name)
+        # Not `<` and `>`, which NaN passes.
+        if not low <= value <= high:
+            option = name.replace("_", "-")
+            raise ValueError(f"`--{option}` must be {meaning}, got {value}; leave it out for the default.")
+    if not (args.max_steps > 0 or 0 < args.num_train_epochs < math.inf):
+        raise ValueError(f"`--num-train-epochs` must be above 0, got {args.num_train_epochs}; 3 is the default.")
+    return tuple(parsed)

@@ -1,0 +1,142 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Reading the user's model: configuration, tokenizer, weights; what cannot be used is said in a sentence."""
+
+import re
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets.exceptions import DatasetGenerationError
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from .modeling_poweralbert import PoWERAlbertForSequenceClassification
+from .modeling_powerbert import PoWERBertForSequenceClassification
+
+_CLASSIFIERS: dict[str, type[PreTrainedModel]] = {
+    "bert": PoWERBertForSequenceClassification,
+    "powerbert": PoWERBertForSequenceClassification,
+    "albert": PoWERAlbertForSequenceClassification,
+    "poweralbert": PoWERAlbertForSequenceClassification,
+}
+_REMEDY = "check its name or folder, or fetch it again"
+
+
+def _class_for(model_type: str, model: Any) -> type[PreTrainedModel]:
+    if model_type not in _CLASSIFIERS:
+        raise ValueError(f"Only BERT and ALBERT models can be made faster here, got {model_type!r}: {model}.")
+    return _CLASSIFIERS[model_type]
+
+
+@contextmanager
+def reading(what: str, remedy: str) -> Iterator[None]:
+    """Turn whatever the reader of a file raises into one sentence: for a broken file libraries raise anything at all.
+
+    Args:
+        what: is read; the sentence begins with it.
+        remedy: the sentence ends with it.
+
+    Raises:
+        ValueError: in place of any other error.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException = error
+        # These say where they were; their cause says what was wrong.
+        while isinstance(cause, (StrictDataclassError, DatasetGenerationError)) and cause.__cause__:
+            cause = cause.__cause__
+        reason = textwrap.shorten(str(cause).partition(". Errors:")[0], 300, placeholder=" ...").rstrip(".")
+        if isinstance(cause, LookupError):
+            reason = f"{type(cause).__name__} {reason}"
+        # A plain one is this package's, or as complete.
+        remedy = "" if type(cause) is ValueError else f"; {remedy}"
+        raise ValueError(f"{what} cannot be used: {reason}{remedy}.") from error
+
+
+def load_config(model: str | Path) -> PreTrainedConfig:
+    """The configuration of a checkpoint.
+
+    Args:
+        model: a Hub id or a folder: BERT or ALBERT, stock or ours.
+
+    Raises:
+        ValueError: for any other architecture, or for a configuration that cannot be read or run.
+    """
+    with reading(f"The configuration of {model}", _REMEDY):
+        # Not by `AutoConfig`: it would ask whether to trust the code of an architecture that is of no use here.
+        found = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
+    if found is None:
+        raise ValueError(f"A model must have a `config.json` with a `model_type`, got none in {model}; {_REMEDY}.")
+    _class_for(found, model)
+    with reading(f"The configuration of {model}", _REMEDY):
+        return AutoConfig.from_pretrained(model)
+
+
+def load_tokenizer(model: str | Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint.
+
+    Args:
+        model: a Hub id or a folder.
+        config: its configuration.
+
+    Raises:
+        ValueError: where there is none, or one that this model or a batch cannot do with.
+    """
+    with reading(f"The tokenizer of {model}", _REMEDY):
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    remedy = "save the tokenizer that the model was trained with beside it"
+    # Without its files upstream makes one that knows no words.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError(f"A model needs a tokenizer, got none in {model}; {remedy}.")
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"The tokenizer must know no more word-pieces than the model ({config.vocab_size}), got {len(tokenizer)} "
+            f"in {model}; {remedy}."
+        )
+    if tokenizer.pad_token is None:
+        raise ValueError(f"The tokenizer must have a `pad_token` to make batches, got none in {model}; set one.")
+    return tokenizer
+
+
+def load_classifier(model: str | Path | PreTrainedModel, needs_head: bool = False, **fields: Any) -> PreTrainedModel:
+    """A classifier of this package, in float32, with some fields of its configuration set.
+
+    Args:
+        model: a Hub id, a folder or a model: BERT or ALBERT, stock or ours.
+        needs_head: refuse a checkpoint without a classification head, rather than begin with a new one.
+        fields: of the configuration. Weights that do not fit them, such as a head for other labels, begin anew.
+
+    Raises:
+        ValueError: for any other architecture, for fields that contradict it, or for weights that are missing.
+    """
+    config = model.config if isinstance(model, PreTrainedModel) else load_config(model)
+    ours = _class_for(config.model_type, model)
+    if isinstance(model, PreTrainedModel):
+        loaded = ours(ours.config_class(**{**config.to_dict(), **fields}))
+        wanted = {name: weight.shape for name, weight in loaded.state_dict().items()}
+        weights = {name: w for name, w in model.state_dict().items() if w.shape == wanted.get(name)}
+        missing = set(loaded.load_state_dict(weights, strict=False).missing_keys)
+    else:
+        with reading(f"The checkpoint {model}", _REMEDY):
+            loaded, info = ours.from_pretrained(
+                model, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **fields
+            )
+        missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    beyond_head = sorted(
+        name for name in missing if not re.search(r"^classifier\.|\.pooler\.|retention_weights$", name)
+    )
+    if beyond_head:
+        raise ValueError(
+            f"The checkpoint must hold all weights of its encoders, got {len(beyond_head)} missing or of another "
+            f"shape than its configuration says, such as {beyond_head[0]}, in {model}; fetch or save it again."
+        )
+    if needs_head and any(name.startswith("classifier") for name in missing):
+        raise ValueError(
+            f"The model must have a trained classification head, got none in {model}; fine-tune it first."
+        )
+    return loaded

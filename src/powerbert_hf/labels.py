@@ -1,0 +1,160 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a column of labels means: one class a text, several, or a number."""
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from itertools import compress
+from math import isfinite
+from typing import Any
+
+import datasets
+from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+
+def named_labels(config: Any) -> tuple[str, ...]:
+    """The labels of a model in its own order; empty where they are upstream's place-holders.
+
+    Args:
+        config: of any classifier.
+    """
+    names = tuple(str(config.id2label[number]) for number in range(config.num_labels))
+    return () if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
+
+
+def read_labels(
+    train: Dataset,
+    held_out: Dataset,
+    column: str | Sequence[str],
+    names: Sequence[str] = (),
+    measure_only: bool = False,
+) -> tuple[list[Any], list[Any], tuple[str, ...], str]:
+    """Labels as the model wants them: numbers from 0, floats for regression, rows of 0.0 and 1.0 for several labels.
+
+    Args:
+        train: the training split.
+        held_out: the split to report.
+        column: where the labels are. Names, whole numbers and truth values are classes; floats are a regression. Lists
+            of names, of class numbers, or of one 0 or 1 per class (all as long) are several labels a text, and so are
+            several columns of 0 and 1, one per class.
+        names: the classes in the order of the model or the task, which holds if the data has no others. Whole numbers
+            that are not names themselves are places in that order.
+        measure_only: nothing is trained, so one of the classes that the model knows is enough.
+
+    Returns:
+        The labels of both splits, the names by number, and the problem type.
+
+    Raises:
+        ValueError: for missing labels, labels of different kinds, a single class, or a class that is only in the split
+            to report.
+    """
+    columns = [column] if isinstance(column, str) else list(column)
+    where = f"Column {', '.join(map(repr, columns))}"
+    feature = train.features[columns[0]]
+    feature = getattr(feature, "feature", feature)
+    training, reported = (
+        _label_values(rows, columns, split, feature) for split, rows in (("training", train), ("reported", held_out))
+    )
+    several = isinstance(training[0], list)
+    if any(isinstance(value, list) != several for value in [*training, *reported]):
+        raise ValueError(f"{where} must hold one label a row, or a list in every row of both splits, got both.")
+    found = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    if several and (len(columns) > 1 or _are_indicators(training, len(training[0]))):
+        found = columns if len(columns) > 1 else list(range(len(training[0])))
+        if not (_are_indicators(training, len(found)) and _are_indicators(reported, len(found))):
+            raise ValueError(f"{where} must hold {len(found)} values in every row of both splits, all of them 0 or 1.")
+        training, reported = ([list(compress(found, row)) for row in rows] for rows in (training, reported))
+        # Places in a longer list of names would be other classes.
+        names = names if len(names) == len(found) else ()
+
+    kinds = {type(label) for label in flat(training)}
+    if len(kinds) > 1 or not kinds <= {str, int, float, bool} or (several and float in kinds):
+        raise ValueError(
+            f"{where} must hold names or whole numbers, or one float a row, all alike, got "
+            f"{', '.join(sorted(kind.__name__ for kind in kinds))}, such as {training[0]}."
+        )
+    if kinds == {float}:
+        if not all(isinstance(value, (int, float)) for value in reported):
+            raise ValueError(f"{where} must hold numbers in both splits, got {reported[0]!r} in the reported split.")
+        if all(value.is_integer() for value in training):
+            logger.info("%s holds floats: a regression. Written as whole numbers, they are classes", where)
+        return training, [float(value) for value in reported], (), "regression"
+
+    if found is None:
+        found = sorted(set(flat(training)))
+    number = _numbers_in(found, names)
+    if len(found) < 2 and not (measure_only and names and number is not None):
+        raise ValueError(f"{where} must hold at least two classes, got only {found}; add rows of another class.")
+    if number is None:
+        number, names = {value: place for place, value in enumerate(found)}, [str(value) for value in found]
+    if kinds == {str}:
+        # A file whose names all look like numbers reads as numbers.
+        reported = [[str(one) for one in row] if several else str(row) for row in reported]
+    unknown = sorted({str(value) for value in flat(reported) if value not in number})
+    if unknown:
+        raise ValueError(f"Classes {', '.join(unknown)} are in the reported split but not in the training split.")
+
+    def encode(value: Any) -> Any:
+        if not several:
+            return number[value]
+        places = {number[one] for one in value}
+        return [float(place in places) for place in range(len(names))]
+
+    kind = "multi_label_classification" if several else "single_label_classification"
+    return [encode(value) for value in training], [encode(value) for value in reported], tuple(names), kind
+
+
+def _label_values(rows: Dataset, columns: Sequence[str], split: str, feature: Any) -> list[Any]:
+    """The labels of a split as its rows mean them: names where a number stands for one."""
+    values = list(rows[columns[0]])
+    if len(columns) > 1:
+        values = [list(row) for row in zip(*(rows[name] for name in columns), strict=True)]
+    if not values:
+        raise ValueError(f"The {split} split is empty; pass a file with rows.")
+    # -1 is how GLUE's test splits hide their labels.
+    missing = sum(
+        value is None or (type(value) is int and value == -1) or (isinstance(value, float) and not isfinite(value))
+        for value in flat(values)
+    )
+    if missing:
+        raise ValueError(f"Every row needs a label, got {missing} without in the {split} split; drop these rows.")
+    # Numbers mean what their own split says, or else what the training split says.
+    own = rows.features[columns[0]]
+    meant = next((f for f in (getattr(own, "feature", own), feature) if isinstance(f, datasets.ClassLabel)), None)
+
+    def name(value: Any) -> Any:
+        if meant is None or not isinstance(value, int):
+            return value
+        if not 0 <= value < len(meant.names):
+            raise ValueError(
+                f"Class numbers must lie between 0 and {len(meant.names) - 1}, as the {split} split's {columns[0]!r} "
+                f"says, got {value}; correct them."
+            )
+        return meant.names[value]
+
+    return [[name(one) for one in value] if isinstance(value, list) else name(value) for value in values]
+
+
+def _are_indicators(rows: Sequence[list[Any]], width: int) -> bool:
+    """Whether each row says 0 or 1 for each of several classes."""
+    return width > 1 and all(len(row) == width and all(one in (0, 1) for one in row) for row in rows)
+
+
+def flat(values: Iterable[Any]) -> list[Any]:
+    """The labels of rows that hold one each, or a list."""
+    return [one for value in values for one in (value if isinstance(value, list) else [value])]
+
+
+def _numbers_in(found: Sequence[Any], names: Sequence[str]) -> dict[Any, int] | None:
+    """The place of each class in `names`: by its exact name, by its name in any case of letters, or as a place."""
+    for spell in (str, lambda value: str(value).lower()):
+        places = {spell(name): place for place, name in enumerate(names)}
+        if len(places) == len(names) and all(spell(value) in places for value in found):
+            return {value: places[spell(value)] for value in found}
+    if all(isinstance(value, int) and 0 <= value < len(names) for value in found):
+        # Also classes that the training split happens to lack.
+        return {place: place for place in range(len(names))}
+    return None
