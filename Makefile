@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 
-.PHONY: demo test test-slow test-gpu lint results format clean
+.PHONY: demo test test-slow test-gpu test-wheel test-lowest lint results format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -23,6 +24,19 @@ test-slow: $(VENV)/.installed  ## minutes, and data that lies beside the project
 test-gpu: $(VENV)/.installed  ## needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
+test-wheel: $(VENV)/.installed  ## builds the wheel, installs it elsewhere, loads models with it
+	$(BIN)/python -m pytest -m slow tests/test_packaging.py
+
+# The dependencies at their lowest declared versions; what these need in turn is the newest that they take.
+$(LOWEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	sed -n 's/^  "\([a-z-]*\)>=\([0-9.]*\).*/\1==\2/p' pyproject.toml > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/constraints.txt --editable ".[dev]"
+	touch $@
+
+test-lowest: $(LOWEST)/.installed  ## the fast tests on the lowest versions that pyproject.toml declares
+	$(LOWEST)/bin/python -m pytest -m "not slow and not gpu"
+
 lint: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,4 +50,4 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) dist
+	rm -rf $(VENV) $(LOWEST) dist

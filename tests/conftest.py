@@ -17,6 +17,7 @@ from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
     AlbertModel,
+    AlbertTokenizer,
     BertConfig,
     BertForSequenceClassification,
     BertModel,
@@ -120,6 +121,15 @@ def batch():
 def tokenizer():
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     return BertTokenizer(vocab={word: n for n, word in enumerate([*special, *WORDS])}, model_max_length=64)
+
+
+@pytest.fixture
+def own_tokenizer(host, tokenizer):
+    """The same words in the class of tokenizer that belongs to the host."""
+    if host.name == "bert":
+        return tokenizer
+    pieces = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]", *(f"▁{word}" for word in WORDS)]
+    return AlbertTokenizer(vocab=[(piece, -float(n)) for n, piece in enumerate(pieces)], model_max_length=64)
 
 
 @pytest.fixture

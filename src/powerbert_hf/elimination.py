@@ -383,11 +383,8 @@ class RetentionEncoderMixin:
 
     def forward_packed(self, hidden_states: Tensor, packed: Packed) -> Tensor:
         """The same for packed embeddings, (1, S, D), if only [CLS] is read of the result: (B, 1, D)."""
-        lengths = torch.tensor(packed.lengths)
-        for encoder, rule in zip(
-            self.encoders(),
-            self.rules(self.config.active_retention_mode, lengths, packed.lengths[-1], cls_only=True),
-            strict=True,
-        ):
+        mode, lengths = self.config.active_retention_mode, torch.tensor(packed.lengths)
+        rules = self.rules(mode, None, lengths, packed.lengths[-1], cls_only=True)
+        for encoder, rule in zip(self.encoders(), rules, strict=True):
             hidden_states, packed = encoder(hidden_states, None, packed, rule)
         return hidden_states[0, packed.starts()][:, None]
