@@ -154,8 +154,10 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         """Whether [CLS] may be computed on packed word-vectors: nobody will see that they were not padded."""
         if torch.is_grad_enabled() or self.training or is_tracing() or self.config.active_retention_mode == "soft":
             return False
-        recorded = (getattr(self.config, f"output_{name}", False) for name in ("hidden_states", "attentions"))
-        if any(recorded) or any(value is not None and value is not False for value in asked.values()):
+        if any(getattr(self.config, f"output_{name}", False) for name in ("hidden_states", "attentions")):
+            return False
+        # `merge_with_config_defaults` adds the last one, which means nothing here.
+        if {name for name, value in asked.items() if value is not None and value is not False} - {"use_cache"}:
             return False
         # Any other implementation is one that the user means to have called.
         if self.config._attn_implementation not in ("eager", "sdpa"):

@@ -1,0 +1,225 @@
+"""Inference without padding: the same numbers as the padded path, for every length, count, unit and backbone."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import SMALL, Host
+from powerbert_hf import packing
+from powerbert_hf.packing import Packed, attend_all, attend_and_rank, blocks, pack
+from powerbert_hf.retention import extract, rank, significance
+from powerbert_hf.varlen import significance_from_lse
+
+TOLERANCE = 1e-5
+LONGEST = SMALL["max_position_embeddings"]
+
+
+def make_batch(lengths, generator=None):
+    generator = generator or torch.Generator().manual_seed(4)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    ids = torch.randint(1, SMALL["vocab_size"], mask.shape, generator=generator)
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+@torch.no_grad()
+def both_paths(model, batch):
+    """Logits on packed word-vectors, and on padded ones: positions can only be had of these."""
+    return model(**batch).logits, model(**batch, output_kept_positions=True).logits
+
+
+def configurations():
+    entries = st.lists(st.integers(1, LONGEST), min_size=3, max_size=3)
+    return entries.map(lambda counts: sorted(counts, reverse=True))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, LONGEST), min_size=1, max_size=6),
+    counts=configurations(),
+    unit=st.sampled_from(["words", "fraction"]),
+    name=st.sampled_from(["bert", "albert"]),
+    block_bytes=st.sampled_from([1, 2**12, 2**21]),
+)
+def test_packed_equals_padded(lengths, counts, unit, name, block_bytes):
+    retained = [count / LONGEST for count in counts] if unit == "fraction" else counts
+    model = Host(name).make(retention_config=retained, retention_unit=unit)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_BLOCK_BYTES", block_bytes)
+        calls = packed_calls(model, patch)
+        packed, padded = both_paths(model, make_batch(lengths))
+    assert len(calls) == 1
+    torch.testing.assert_close(packed, padded, atol=TOLERANCE, rtol=0)
+
+
+def test_off_equals_stock_in_inference(host, batch):
+    with torch.no_grad():
+        ours, stock = host.make()(**batch).logits, host.make_stock()(**batch).logits
+    torch.testing.assert_close(ours, stock, atol=TOLERANCE, rtol=0)
+
+
+def test_everything_that_enters_the_embeddings_is_packed(host, batch):
+    model = host.make(retention_config=[8, 5, 2])
+    shape = batch["input_ids"].shape
+    batch["token_type_ids"] = torch.randint(2, shape, generator=torch.Generator().manual_seed(5))
+    batch["position_ids"] = torch.arange(shape[1]).flip(0)[None]
+    packed, padded = both_paths(model, batch)
+    torch.testing.assert_close(packed, padded, atol=TOLERANCE, rtol=0)
+    ids = batch.pop("input_ids")
+    batch["inputs_embeds"] = model.get_input_embeddings()(ids)
+    torch.testing.assert_close(both_paths(model, batch)[0], packed, atol=TOLERANCE, rtol=0)
+
+
+def packed_calls(model, monkeypatch):
+    """A list that grows by one for every forward on packed word-vectors."""
+    calls = []
+    encoder = model.base_model.encoder
+    run = encoder.forward_packed
+    monkeypatch.setattr(encoder, "forward_packed", lambda *args: calls.append(1) or run(*args))
+    return calls
+
+
+def test_inference_is_packed_and_nothing_else_is(host, batch, monkeypatch):
+    model = host.make(retention_config=[8, 5, 2], attn_implementation="eager")
+    calls = packed_calls(model, monkeypatch)
+    model(**batch)
+    with torch.no_grad():
+        model(**batch, output_hidden_states=True)
+        model(**batch, output_attentions=True)
+        model(**batch, output_kept_positions=True)
+        model.config.output_hidden_states = True
+        model(**batch)
+        model.config.output_hidden_states = False
+        model.train()(**batch)
+        model.eval()
+        left_padded = {name: values.flip(1) for name, values in batch.items()}
+        model(**left_padded)
+        assert not calls
+        model(**batch)
+        assert len(calls) == 1
+    with torch.inference_mode():
+        model(input_ids=batch["input_ids"])
+    assert len(calls) == 2
+
+
+def test_an_attention_of_the_users_own_is_called(host, batch, monkeypatch):
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+    from transformers.models.bert.modeling_bert import eager_attention_forward
+
+    called = []
+
+    def own(*args, **kwargs):
+        called.append(1)
+        return eager_attention_forward(*args, **kwargs)
+
+    AttentionInterface.register("own", own)
+    AttentionMaskInterface.register("own", eager_mask)
+    model = host.make(retention_config=[8, 5, 2], attn_implementation="own")
+    with torch.no_grad():
+        model(**batch)
+    assert called
+
+
+def test_half_precision_is_near_single_precision(host, batch):
+    model = host.make(retention_config=[1.0, 1.0, 1.0], retention_unit="fraction")
+    with torch.no_grad():
+        expected = model(**batch).logits
+        actual = model.to(torch.bfloat16)(**batch).logits
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual.float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_autocast_is_served(host, batch):
+    model = host.make(retention_config=[8, 5, 2])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert model(**batch).logits.isfinite().all()
+
+
+def test_an_answer_does_not_depend_on_its_batch(host):
+    model = host.make(retention_config=[0.7, 0.5, 0.2], retention_unit="fraction")
+    batch = make_batch([30, 3, 17, 1, 64])
+    with torch.no_grad():
+        together = model(**batch).logits
+        for row, length in enumerate(batch["attention_mask"].sum(dim=1)):
+            alone = model(**{name: values[row : row + 1, :length] for name, values in batch.items()}).logits
+            torch.testing.assert_close(together[row : row + 1], alone, atol=TOLERANCE, rtol=0)
+
+
+def test_pack_sorts_inputs_and_says_where_they_are():
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 0, 1]], dtype=torch.bool)
+    packed, rows, places = pack(mask)
+    assert packed.lengths == [1, 2, 3]
+    assert packed.starts() == [0, 1, 3]
+    assert rows.tolist() == [3, 6, 8, 0, 1, 2]
+    assert places.tolist() == [2, 0, 1]
+
+
+def test_blocks_hold_every_input_once_and_fit_the_cache(monkeypatch):
+    monkeypatch.setattr(packing, "_BLOCK_BYTES", 4000)
+    lengths = sorted([1, 1, 2, 5, 9, 9, 9, 20, 21, 40])
+    made = list(blocks(Packed(lengths), 4))
+    assert [length for block in made for length in lengths[block.inputs]] == lengths
+    for block in made:
+        inputs, width = block.rows.shape
+        assert inputs == 1 or inputs * width**2 * 4 <= 4000
+        own = lengths[block.inputs]
+        assert width == own[-1]
+        assert (block.real is None) == (own[0] == own[-1])
+
+
+def heads_of(lengths, heads=3, size=8, seed=6):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(sum(lengths), heads, size, generator=generator) for _ in range(3)]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 2**11, 2**21])
+def test_blocked_significance_equals_the_reference(block_bytes, monkeypatch):
+    """Per input: the same context, and the same word-vectors wherever the boundary is not all but a tie."""
+    monkeypatch.setattr(packing, "_BLOCK_BYTES", block_bytes)
+    lengths = [1, 2, 7, 7, 31, 63, 63]
+    counts = [1, 1, 3, 3, 10, 20, 20]
+    query, key, value = heads_of(lengths)
+    context, rows = attend_and_rank(query, key, value, Packed(lengths), counts, 0.5)
+    everything = attend_all(query, key, value, Packed(lengths), 0.5)
+    starts, done, sure = Packed(lengths).starts(), 0, 0
+    for start, length, count in zip(starts, lengths, counts, strict=True):
+        own = slice(start, start + length)
+        q, k, v = (vectors[own].transpose(0, 1)[None] for vectors in (query, key, value))
+        expected = ((q @ k.transpose(-1, -2) * 0.5).softmax(-1) @ v)[0].transpose(0, 1)
+        torch.testing.assert_close(everything[own], expected, atol=TOLERANCE, rtol=0)
+        kept = rows[done : done + count]
+        torch.testing.assert_close(context[done : done + count], expected[kept - start], atol=TOLERANCE, rtol=0)
+        received = significance(q, k, scale=0.5)
+        in_order = received[0, rank(received)[0]]
+        if count == length or in_order[count - 1] - in_order[count] > 1e-6:
+            sure += 1
+            assert (kept - start).tolist() == extract(rank(received), count)[0].tolist()
+        done += count
+    assert done == len(rows)
+    assert sure >= len(lengths) - 1
+
+
+def attention_with_lse(query, key, value, queries, keys, scale):
+    """What `varlen_attention` returns, on any device."""
+    contexts, lses, first_query, first_key = [], [], 0, 0
+    for own_queries, own_keys in zip(queries, keys, strict=True):
+        q = query[first_query : first_query + own_queries].transpose(0, 1)
+        k, v = (vectors[first_key : first_key + own_keys].transpose(0, 1) for vectors in (key, value))
+        scores = q.double() @ k.double().transpose(-1, -2) * scale
+        contexts.append((scores.softmax(-1) @ v.double()).transpose(0, 1))
+        lses.append(scores.logsumexp(-1))
+        first_query, first_key = first_query + own_queries, first_key + own_keys
+    return torch.cat(contexts).to(value.dtype), torch.cat(lses, dim=-1).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_significance_from_lse_equals_the_reference(dtype):
+    lengths = [1, 2, 7, 31, 63]
+    query, key, value = (vectors.to(dtype) for vectors in heads_of(lengths))
+    _, lse = attention_with_lse(query, key, value, lengths, lengths, 0.5)
+    received = significance_from_lse(query, key, lse, lengths, 0.5, attention_with_lse)
+    for start, length in zip(Packed(lengths).starts(), lengths, strict=True):
+        q, k = (vectors[start : start + length].float().transpose(0, 1)[None] for vectors in (query, key))
+        expected = significance(q, k, scale=0.5)[0]
+        torch.testing.assert_close(received[start : start + length], expected, atol=TOLERANCE, rtol=TOLERANCE)
