@@ -198,6 +198,8 @@ class RetentionEncoderMixin:
             weights = nn.Parameter(
                 torch.ones(self.config.num_encoders, self.config.retention_length, dtype=torch.float32)
             )
+            # The model's `post_init` collects it.
+            self._keep_in_fp32_modules_strict = {"retention_weights"}
         self.register_parameter("retention_weights", weights)
 
     def encoders(self) -> Iterable[nn.Module]:

@@ -39,7 +39,6 @@ class RetentionModelMixin(PreTrainedModel):
 
     # Upstream's loss ignores `num_items_in_batch`; the Trainer would still skip its own division by the accumulation.
     accepts_loss_kwargs = False
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["retention_weights"]
     # A stock checkpoint has none, and a hard model wants none.
     _keys_to_ignore_on_load_missing: ClassVar[list[str]] = [r"retention_weights$"]
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"retention_weights$"]
@@ -53,9 +52,15 @@ class RetentionModelMixin(PreTrainedModel):
             )
         # `from_pretrained` sets fields one by one, after the configuration was checked.
         config.validate_retention()
+        # Old checkpoints ask for it here, once: upstream's constructors would answer in modules that are replaced.
+        checkpointing = getattr(config, "gradient_checkpointing", False)
+        if checkpointing:
+            del config.gradient_checkpointing
         with init.no_init_weights():
             super().__init__(config, *args, **kwargs)
             self.replace_modules()
+        if checkpointing:
+            self.config.gradient_checkpointing = True
         self.post_init()
 
     def replace_modules(self) -> None:
