@@ -73,6 +73,16 @@ class RetentionModelMixin(PreTrainedModel):
         if isinstance(module, RetentionEncoderMixin) and module.retention_weights is not None:
             init.ones_(module.retention_weights)
 
+    @staticmethod
+    def _finalize_model_loading(model: PreTrainedModel, load_config: Any, loading_info: Any) -> Any:
+        for name, saved, wanted in loading_info.mismatched_keys:
+            if name.endswith("retention_weights") and not load_config.ignore_mismatched_sizes:
+                raise ValueError(
+                    f"`retention_length` must be that of the checkpoint's retention weights ({saved[-1]}), got "
+                    f"{wanted[-1]}; leave it out, or pass `ignore_mismatched_sizes=True` to let them start at 1 again."
+                )
+        return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+
     @property
     def retention_weights(self) -> nn.Parameter | None:
         """`r` (L, R) in soft mode, else `None`."""

@@ -18,10 +18,17 @@ from transformers.models.albert.modeling_albert import (
     AlbertPreTrainedModel,
     AlbertTransformer,
 )
-from transformers.pytorch_utils import apply_chunking_to_forward
 
 from .configuration_powerbert import PoWERAlbertConfig
-from .elimination import Kept, PoWERModelOutput, RankingAttentionMixin, RetentionEncoderMixin, Rule, retain
+from .elimination import (
+    Kept,
+    PoWERModelOutput,
+    RankingAttentionMixin,
+    RetentionEncoderMixin,
+    Rule,
+    feed_forward,
+    retain,
+)
 from .modeling_power import RetentionBaseModelMixin, RetentionSequenceClassifierMixin
 
 
@@ -55,7 +62,7 @@ class PoWERAlbertLayer(GradientCheckpointingLayer, AlbertLayer):
     ) -> tuple[Tensor, Kept]:
         """`AlbertLayer.forward` (transformers 5.23): (B, T, D) to (B, K, D), and which word-vectors these are."""
         attended, _, kept = self.attention(hidden_states, attention_mask, kept, rule, **kwargs)
-        output = apply_chunking_to_forward(self.ff_chunk, self.chunk_size_feed_forward, self.seq_len_dim, attended)
+        output = feed_forward(self.ff_chunk, self.chunk_size_feed_forward, attended)
         return self.full_layer_layer_norm(output + attended), kept
 
 
