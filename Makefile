@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-gpu lint results format clean
+.PHONY: demo test test-slow test-gpu conformance lint results format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -22,6 +22,9 @@ test-slow: $(VENV)/.installed  ## minutes, and data that lies beside the project
 
 test-gpu: $(VENV)/.installed  ## needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+conformance: $(VENV)/.installed  ## Transformers' own tests on our classes, fetched from PyPI at the first run; minutes
+	$(BIN)/python -m pytest -c conformance/pytest.ini conformance
 
 lint: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff check .
