@@ -14,9 +14,15 @@ from test_modeling import HARD, SOFT
 TRACING = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 # Counts that fall to 1 for some lengths and not for others, that are 1, and that no input reaches.
 CONFIGS = [
-    *HARD.values(),
-    {"retention_config": [0.7, 0.1, 0.05], "retention_unit": "fraction"},
-    {"retention_config": [50, 1, 1]},
+    pytest.param(HARD["fraction"], id="fraction"),
+    *(
+        pytest.param(fields, id=name, marks=pytest.mark.slow)
+        for name, fields in {
+            "words": HARD["words"],
+            "steep": {"retention_config": [0.7, 0.1, 0.05], "retention_unit": "fraction"},
+            "one": {"retention_config": [50, 1, 1]},
+        }.items()
+    ),
 ]
 
 
@@ -39,8 +45,8 @@ class CountingBackend:
 
 
 @TRACING
-@pytest.mark.parametrize("dynamic", [None, True], ids=["default", "dynamic"])
-@pytest.mark.parametrize("fields", CONFIGS[:3], ids=["words", "fraction", "steep"])
+@pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=pytest.mark.slow)], ids=["default", "dynamic"])
+@pytest.mark.parametrize("fields", CONFIGS)
 def test_a_compiled_model_has_few_graphs_and_the_same_logits(host, fields, dynamic):
     ours, backend = host.make(**fields), CountingBackend()
     torch.compiler.reset()
@@ -66,7 +72,7 @@ def test_inductor_compiles_the_same_logits(host, unit):
 
 
 @TRACING
-@pytest.mark.parametrize("fields", CONFIGS, ids=["words", "fraction", "steep", "one"])
+@pytest.mark.parametrize("fields", CONFIGS)
 def test_an_exported_model_serves_every_batch_and_length(host, fields):
     """Also lengths below the counts, and those whose count is 1 where the sample's was not."""
     ours = host.make(**fields)
@@ -79,6 +85,7 @@ def test_an_exported_model_serves_every_batch_and_length(host, fields):
 
 
 @TRACING
+@pytest.mark.slow
 def test_an_exported_model_may_take_no_mask_and_one_whose_sample_had_a_count_of_1_takes_more(host):
     ours = host.make(retention_config=[0.5, 0.4, 0.2], retention_unit="fraction")
     free = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
@@ -90,6 +97,7 @@ def test_an_exported_model_may_take_no_mask_and_one_whose_sample_had_a_count_of_
 
 
 @TRACING
+@pytest.mark.slow
 def test_an_exported_base_model_hands_on_two_word_vectors_at_least(host):
     """The one difference that export makes: where one is left, another that is not real comes with it."""
     ours = host.make("base", **HARD["fraction"])
