@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-slow test-gpu test-wheel test-lowest lint results format clean
+.PHONY: demo test test-slow test-gpu test-wheel test-lowest conformance lint results format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -36,6 +36,9 @@ $(LOWEST)/.installed: pyproject.toml
 
 test-lowest: $(LOWEST)/.installed  ## the fast tests on the lowest versions that pyproject.toml declares
 	$(LOWEST)/bin/python -m pytest -m "not slow and not gpu"
+
+conformance: $(VENV)/.installed  ## Transformers' own tests on our classes, fetched from PyPI at the first run; minutes
+	$(BIN)/python -m pytest -c conformance/pytest.ini conformance
 
 lint: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff check .

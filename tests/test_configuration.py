@@ -12,7 +12,16 @@ from transformers import AutoConfig
     [
         ({"retention_config": [3, 2]}, r"one entry per encoder \(3\), got 2"),
         ({"retention_config": [65, 2, 1]}, r"longest input \(64\), got 65"),
+        ({"retention_config": []}, r"one entry per encoder \(3\), got 0"),
+        ({"retention_config": [1, 2, 3]}, "must not increase, got 2 for encoder 2 after 1"),
+        ({"retention_config": [3, 2, 0]}, "integers of at least 1, got 0 for encoder 3"),
+        ({"retention_config": [-3, -4, -5]}, "integers of at least 1, got -3 for encoder 1"),
         ({"retention_config": [0.5, 0.2, 0.1]}, "in words must hold integers"),
+        *(
+            ({"retention_config": [wrong] * 3, "retention_unit": "fraction"}, f"at most 1, got {wrong} for encoder 1")
+            for wrong in (0.0, -0.5, 1.5, 2, float("nan"), float("inf"))
+        ),
+        ({"retention_config": [0.1, 0.2, 0.3], "retention_unit": "fraction"}, "must not increase, got 0.2"),
         ({"retention_unit": "percent"}, "got 'percent'"),
         ({"retention_mode": "medium"}, "must be None or one of off, soft, hard, got 'medium'"),
         ({"retention_mode": "hard"}, "`retention_config` must be set"),
@@ -26,7 +35,19 @@ def test_contradictory_fields_are_refused(host, fields, message):
         host.config(**host.fields, **fields)
 
 
-@pytest.mark.parametrize("fields", [{"retention_config": "321"}, {"retention_unit": 1}, {"retention_length": 1.5}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"retention_config": "321"},
+        {"retention_config": 3},
+        {"retention_config": (3, 2, 1)},
+        {"retention_config": [3, "2", 1]},
+        {"retention_config": [3, None, 1]},
+        {"retention_unit": 1},
+        {"retention_length": 1.5},
+        {"retention_mode": 1},
+    ],
+)
 def test_wrong_types_are_refused(host, fields):
     with pytest.raises(StrictDataclassFieldValidationError):
         host.config(**host.fields, **fields)
@@ -49,13 +70,16 @@ def test_upstreams_configuration_is_converted_by_its_fields_and_refused_as_it_is
             model(upstream)
 
 
-def test_decoders_are_refused():
+@pytest.mark.parametrize("field", ["is_decoder", "add_cross_attention"])
+def test_decoders_are_refused_when_made_and_when_loaded(field, tmp_path):
     from conftest import Host
 
     host = Host("bert")
-    for field in ("is_decoder", "add_cross_attention"):
-        with pytest.raises(ValueError, match="encoders only"):
-            host.config(**host.fields, **{field: True})
+    with pytest.raises(ValueError, match="encoders only"):
+        host.config(**host.fields, **{field: True})
+    host.make_stock().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="encoders only"):
+        host.classifier.from_pretrained(tmp_path, **{field: True})
 
 
 def test_fields_come_back_from_disk(host, tmp_path):

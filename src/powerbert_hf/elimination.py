@@ -65,11 +65,8 @@ class Extract(NamedTuple):
     """K, the most that an example keeps."""
     counts: Tensor | None
     """(B,), how many each example keeps; `None` if all keep `width`."""
-
-    @property
-    def cls_only(self) -> bool:
-        """Whether [CLS] alone goes on, which needs no ranking and a single query. Never true of a symbolic width."""
-        return type(self.width) is int and self.width == 1
+    cls_only: bool = False
+    """Whether [CLS] alone goes on and nobody asked for attentions, which needs no ranking and a single query."""
 
     def kept(self, packed: Packed) -> list[int]:
         """How many word-vectors each of the packed inputs keeps."""
@@ -249,6 +246,22 @@ def warn_if_left_out(penalty: Tensor, weights: Tensor) -> None:
     weights.register_hook(look)
 
 
+def feed_forward(forward: Callable[[Tensor], Tensor], chunk_size: int, hidden_states: Tensor) -> Tensor:
+    """Upstream's `apply_chunking_to_forward`, for every K: how many word-vectors are left, the user cannot know.
+
+    Args:
+        forward: takes (B, K, D) to (B, K, D), each word-vector alone.
+        chunk_size: how many word-vectors to take at a time, which saves memory; 0 takes all.
+        hidden_states: (B, K, D).
+
+    Returns:
+        (B, K, D).
+    """
+    if chunk_size == 0:
+        return forward(hidden_states)
+    return torch.cat([forward(chunk) for chunk in hidden_states.split(chunk_size, dim=1)], dim=1)
+
+
 class RetentionEncoderMixin:
     """The way of the word-vectors through all encoders of either host."""
 
@@ -264,6 +277,8 @@ class RetentionEncoderMixin:
             weights = nn.Parameter(
                 torch.ones(self.config.num_encoders, self.config.retention_length, dtype=torch.float32)
             )
+            # The model's `post_init` collects it.
+            self._keep_in_fp32_modules_strict = {"retention_weights"}
         self.register_parameter("retention_weights", weights)
 
     def encoders(self) -> Iterable[nn.Module]:
@@ -271,7 +286,13 @@ class RetentionEncoderMixin:
         raise NotImplementedError
 
     def rules(
-        self, mode: RetentionMode, weights: Tensor | None, lengths: Tensor | None, width: int, cls_only: bool
+        self,
+        mode: RetentionMode,
+        weights: Tensor | None,
+        lengths: Tensor | None,
+        width: int,
+        cls_only: bool,
+        all_queries: bool = False,
     ) -> Iterator[Rule]:
         """What each encoder does with its word-vectors.
 
@@ -281,9 +302,12 @@ class RetentionEncoderMixin:
             lengths: (B,), real word-vectors of each input; `None`, but not in soft mode, if all fill the width.
             width: T of the input.
             cls_only: whether only [CLS] is read after the last encoder.
+            all_queries: whether attentions are asked for, which have a row per word-vector that enters.
         """
         unit = self.config.retention_unit
         last = self.config.num_encoders - 1
+        # A traced graph would be tied to what a width is compared with.
+        tracing = is_tracing() and width > 1
         if mode == "soft" and weights is None:
             raise ValueError(
                 "A model in soft mode needs retention weights, got none: it was built in another mode; load it with "
@@ -294,16 +318,19 @@ class RetentionEncoderMixin:
             if mode == "off":
                 yield None
             elif cls_only and encoder == last:
-                yield Extract(1, None)
+                yield Extract(1, None, not all_queries)
             elif mode == "soft" and weights is not None and lengths is not None:
                 yield SoftExtract(soft_extract_weights(weights[encoder], lengths, width, unit))
             else:
                 entry = self.config.retention_config[encoder]
                 kept = retention_count(entry, width, unit)
-                # Comparing the width would tie a traced graph to it.
-                if entry == previous or (not is_tracing() and kept == width):
+                one = unit == "words" and entry == 1 if tracing else kept == 1
+                if entry == previous or (not tracing and kept == width):
                     yield None
+                elif one:
+                    yield Extract(1, None, not all_queries)
                 else:
+                    kept = torch.sym_max(kept, 2) if tracing else kept
                     yield Extract(kept, None if lengths is None else retention_count(entry, lengths, unit))
                 previous = entry
 
@@ -340,6 +367,8 @@ class RetentionEncoderMixin:
                 mask = mask.to(hidden_states.device, torch.bool)
                 if not is_tracing() and mask.all():
                     mask = None
+            elif is_tracing():
+                mask = torch.ones(batch_size, width, dtype=torch.bool, device=hidden_states.device)
             if mask is not None:
                 # Position 0 stays whatever its mask says, so it counts.
                 lengths = mask.sum(dim=1) + ~mask[:, 0]
@@ -349,17 +378,25 @@ class RetentionEncoderMixin:
                 positions = torch.arange(width, device=hidden_states.device).expand(batch_size, -1)
                 if mask is not None:
                     positions = positions.where(mask | (positions == 0), -1)
+        if mask is not None and mode == "hard" and torch.compiler.is_exporting():
+            # torch asks of every size whether it is 1, and ties the graph to the answer. It is no for every length if
+            # one more word-vector joins that is not real, and if two at least leave each encoder (see `rules`).
+            mask = nn.functional.pad(mask, (0, 1))
+            hidden_states = nn.functional.pad(hidden_states, (0, 0, 0, 1))
+            positions = None if positions is None else nn.functional.pad(positions, (0, 1), value=-1)
 
         weights: Tensor | None = self.retention_weights if mode == "soft" else None
         penalty = None
         if weights is not None:
-            weights = weights.view_as(weights)
+            # In float32 whatever the model was cast to, and no leaf, so that the gradients of a forward meet in it.
+            weights = weights.float().view_as(weights)
             penalty = retention_penalty(retention_mass(weights[:-1] if cls_only else weights))
             if self.training and penalty.requires_grad and not is_tracing():
                 warn_if_left_out(penalty, weights)
 
         kept, kept_positions = Kept(mask, positions), []
-        rules = self.rules(mode, weights, lengths, width, cls_only)
+        all_queries = kwargs.get("output_attentions", self.config.output_attentions)
+        rules = self.rules(mode, weights, lengths, width, cls_only, all_queries)
         backend_mask = mask_made_for = None
         for encoder, rule in zip(self.encoders(), rules, strict=True):
             queried = hidden_states[:, :1] if isinstance(rule, Extract) and rule.cls_only else hidden_states

@@ -40,7 +40,6 @@ class RetentionModelMixin(PreTrainedModel):
 
     # Upstream's loss ignores `num_items_in_batch`; the Trainer would still skip its own division by the accumulation.
     accepts_loss_kwargs = False
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["retention_weights"]
     # A stock checkpoint has none, and a hard model wants none.
     _keys_to_ignore_on_load_missing: ClassVar[list[str]] = [r"retention_weights$"]
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"retention_weights$"]
@@ -54,9 +53,15 @@ class RetentionModelMixin(PreTrainedModel):
             )
         # `from_pretrained` sets fields one by one, after the configuration was checked.
         config.validate_retention()
+        # Old checkpoints ask for it here, once: upstream's constructors would answer in modules that are replaced.
+        checkpointing = getattr(config, "gradient_checkpointing", False)
+        if checkpointing:
+            del config.gradient_checkpointing
         with init.no_init_weights():
             super().__init__(config, *args, **kwargs)
             self.replace_modules()
+        if checkpointing:
+            self.config.gradient_checkpointing = True
         self.post_init()
 
     def replace_modules(self) -> None:
@@ -68,6 +73,16 @@ class RetentionModelMixin(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, RetentionEncoderMixin) and module.retention_weights is not None:
             init.ones_(module.retention_weights)
+
+    @staticmethod
+    def _finalize_model_loading(model: PreTrainedModel, load_config: Any, loading_info: Any) -> Any:
+        for name, saved, wanted in loading_info.mismatched_keys:
+            if name.endswith("retention_weights") and not load_config.ignore_mismatched_sizes:
+                raise ValueError(
+                    f"`retention_length` must be that of the checkpoint's retention weights ({saved[-1]}), got "
+                    f"{wanted[-1]}; leave it out, or pass `ignore_mismatched_sizes=True` to let them start at 1 again."
+                )
+        return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
 
     @property
     def retention_weights(self) -> nn.Parameter | None:

@@ -18,10 +18,17 @@ from transformers.models.albert.modeling_albert import (
     AlbertPreTrainedModel,
     AlbertTransformer,
 )
-from transformers.pytorch_utils import apply_chunking_to_forward
 
 from .configuration_powerbert import PoWERAlbertConfig
-from .elimination import AnyKept, PoWERModelOutput, RankingAttentionMixin, RetentionEncoderMixin, Rule, retain
+from .elimination import (
+    AnyKept,
+    PoWERModelOutput,
+    RankingAttentionMixin,
+    RetentionEncoderMixin,
+    Rule,
+    feed_forward,
+    retain,
+)
 from .modeling_power import RetentionBaseModelMixin, RetentionSequenceClassifierMixin
 from .packing import Packed
 
@@ -56,7 +63,7 @@ class PoWERAlbertLayer(GradientCheckpointingLayer, AlbertLayer):
     ) -> tuple[Tensor, AnyKept]:
         """`AlbertLayer.forward` (transformers 5.23): (B, T, D) to (B, K, D), and which word-vectors these are."""
         attended, _, kept = self.attention(hidden_states, attention_mask, kept, rule, **kwargs)
-        output = apply_chunking_to_forward(self.ff_chunk, self.chunk_size_feed_forward, self.seq_len_dim, attended)
+        output = feed_forward(self.ff_chunk, self.chunk_size_feed_forward, attended)
         return self.full_layer_layer_norm(output + attended), kept
 
 

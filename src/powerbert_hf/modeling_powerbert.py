@@ -15,10 +15,9 @@ from transformers.models.bert.modeling_bert import (
     BertPreTrainedModel,
     BertSelfAttention,
 )
-from transformers.pytorch_utils import apply_chunking_to_forward
 
 from .configuration_powerbert import PoWERBertConfig
-from .elimination import AnyKept, RankingAttentionMixin, RetentionEncoderMixin, Rule, retain
+from .elimination import AnyKept, RankingAttentionMixin, RetentionEncoderMixin, Rule, feed_forward, retain
 from .modeling_power import RetentionBaseModelMixin, RetentionSequenceClassifierMixin
 
 
@@ -57,10 +56,7 @@ class PoWERBertLayer(BertLayer):
     ) -> tuple[Tensor, AnyKept]:
         """`BertLayer.forward` (transformers 5.23) of an encoder: (B, T, D) to (B, K, D), and which these are."""
         attended, kept = self.attention(hidden_states, attention_mask, kept, rule, **kwargs)
-        output = apply_chunking_to_forward(
-            self.feed_forward_chunk, self.chunk_size_feed_forward, self.seq_len_dim, attended
-        )
-        return output, kept
+        return feed_forward(self.feed_forward_chunk, self.chunk_size_feed_forward, attended), kept
 
 
 class PoWERBertEncoder(RetentionEncoderMixin, BertEncoder):
