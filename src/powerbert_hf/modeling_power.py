@@ -179,10 +179,14 @@ class RetentionBaseModelMixin(RetentionModelMixin):
             return False
         if attention_mask is not None and (attention_mask.dim() != 2 or not attention_mask[:, 0].all()):
             return False
-        if self.device.type == "cuda":
-            in_use = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else self.dtype
-            return in_use in (torch.float16, torch.bfloat16)
-        return self.device.type == "cpu"
+        return self.device.type == "cpu" or (
+            self.device.type == "cuda" and self._product_dtype in (torch.float16, torch.bfloat16)
+        )
+
+    @property
+    def _product_dtype(self) -> torch.dtype:
+        device = self.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
 
     def _packed_cls(
         self,
@@ -197,7 +201,7 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         shape = inputs.shape[:2]
         if attention_mask is None:
             attention_mask = torch.ones(shape, device=self.device)
-        packed, rows, places = pack(attention_mask.to(self.device, torch.bool))
+        packed, rows, places = pack(attention_mask.to(self.device, torch.bool), self._product_dtype)
 
         def take(values: Tensor | None) -> Tensor | None:
             """(B, T) or (1, T), and what follows, to (1, S)."""

@@ -15,13 +15,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from .retention import attention_received, extract, rank
 from .varlen import significance_from_lse, varlen_attention
 
 # Bytes of attention probabilities that are worked on at once.
 _BLOCK_BYTES = 2**21
+# In half precision a CPU's matrix product is compiled for every new number of rows, which costs as much as running it.
+_ROW_STEP = 16
 
 
 class Packed(NamedTuple):
@@ -35,20 +37,27 @@ class Packed(NamedTuple):
         return [0, *accumulate(self.lengths[:-1])]
 
 
-def pack(mask: Tensor) -> tuple[Packed, Tensor, Tensor]:
+def surplus(rows: int, dtype: torch.dtype, device: torch.device) -> int:
+    """How many rows to add, for nobody to read, so that few different numbers of rows occur."""
+    return -rows % _ROW_STEP if device.type == "cpu" and dtype != torch.float32 else 0
+
+
+def pack(mask: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Packed, Tensor, Tensor]:
     """Where the real word-vectors of a padded batch go.
 
     Args:
         mask: (B, T) boolean, true where real; true at position 0.
+        dtype: of the matrix products.
 
     Returns:
-        What the packed word-vectors hold; their rows in the padded batch seen as (B * T, ...); and (B,) the place of
-        each input among the packed ones.
+        What the packed word-vectors hold; (S,) their rows in the padded batch seen as (B * T, ...), and after them
+        perhaps some that nobody reads; and (B,) the place of each input among the packed ones.
     """
     lengths = mask.sum(dim=1)
     order = lengths.argsort(stable=True)
     rows = torch.arange(mask.numel(), device=mask.device).view(mask.shape)[order]
-    return Packed(lengths[order].tolist()), rows[mask[order]], order.argsort()
+    rows = rows[mask[order]]
+    return Packed(lengths[order].tolist()), pad(rows, (0, surplus(len(rows), dtype, mask.device))), order.argsort()
 
 
 class Block(NamedTuple):
@@ -118,7 +127,8 @@ def attend_all(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scale:
         mask = None if block.real is None else block.real[:, None, None, :]
         context = scaled_dot_product_attention(q, k, v, mask, scale=scale).transpose(1, 2)
         contexts.append(context.flatten(0, 1) if cls_only or block.real is None else context[block.real])
-    return torch.cat(contexts)
+    context = torch.cat(contexts)
+    return pad(context, (0, 0, 0, 0, 0, len(query) - len(context)))
 
 
 def attend_and_rank(
@@ -135,7 +145,8 @@ def attend_and_rank(
         scale: factor on the scores before the softmax.
 
     Returns:
-        (S', H, D/H), the context of the word-vectors that stay, and (S',) their rows among the S, ascending.
+        (S', H, D/H), the context of the word-vectors that stay, and (S',) their rows among the S, ascending; at the
+        end of both perhaps some that nobody reads.
     """
     if query.is_cuda:
         context, lse = varlen_attention(query, key, value, packed.lengths, packed.lengths, scale)
@@ -153,7 +164,8 @@ def attend_and_rank(
         picked = of_head * block.rows.shape[1] + position[:, None]
         contexts.append(context.index_select(0, picked.flatten()).view(-1, heads, size))
         kept.append(block.rows[owner, position])
-    return torch.cat(contexts), torch.cat(kept)
+    more = surplus(sum(counts), key.dtype, key.device)
+    return torch.cat([*contexts, key.new_zeros(more, heads, size)]), pad(torch.cat(kept), (0, more))
 
 
 def _stay(block: Block, received: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
