@@ -22,6 +22,9 @@ from .configuration_powerbert import RetentionConfig
 from .elimination import PoWERModelOutput, RetentionEncoderMixin
 from .packing import pack
 
+# A single input has no padding, and as short as this nothing else to win by packing either.
+_SHORT = 128
+
 
 @dataclass
 class PoWERSequenceClassifierOutput(SequenceClassifierOutput):
@@ -155,7 +158,8 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        if cls_only and not output_kept_positions and self._can_pack(attention_mask, kwargs):
+        inputs: Any = inputs_embeds if input_ids is None else input_ids
+        if cls_only and not output_kept_positions and self._can_pack(inputs, attention_mask, kwargs):
             cls = self._packed_cls(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
             return PoWERModelOutput(last_hidden_state=cls, pooler_output=self.pool(cls))
         embedded = self.embeddings(
@@ -165,7 +169,7 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         outputs.pooler_output = self.pool(outputs.last_hidden_state)
         return outputs
 
-    def _can_pack(self, attention_mask: Tensor | None, asked: Mapping[str, Any]) -> bool:
+    def _can_pack(self, inputs: Tensor, attention_mask: Tensor | None, asked: Mapping[str, Any]) -> bool:
         """Whether [CLS] may be computed on packed word-vectors: nobody will see that they were not padded."""
         if torch.is_grad_enabled() or self.training or is_tracing() or self.config.active_retention_mode == "soft":
             return False
@@ -178,6 +182,8 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         if self.config._attn_implementation not in ("eager", "sdpa"):
             return False
         if attention_mask is not None and (attention_mask.dim() != 2 or not attention_mask[:, 0].all()):
+            return False
+        if len(inputs) == 0 or (len(inputs) == 1 and inputs.shape[1] <= _SHORT):
             return False
         return self.device.type == "cpu" or (
             self.device.type == "cuda" and self._product_dtype in (torch.float16, torch.bfloat16)

@@ -65,27 +65,25 @@ class Block(NamedTuple):
 
     inputs: slice
     """Which of the packed inputs these are."""
-    rows: Tensor
-    """(b, t) row of each word-vector; past the end of an input that of its last one."""
-    real: Tensor | None
-    """(b, t), false past the end of an input; `None` if all have one length."""
+    starts: list[int]
+    """Row where each begins."""
+    lengths: list[int]
+    """Word-vectors of each."""
 
-    @classmethod
-    def of(cls, inputs: slice, lengths: Sequence[int], starts: Sequence[int], device: torch.device) -> "Block":
-        """Some of the packed inputs, whose lengths and starts are given."""
-        own = torch.tensor(lengths[inputs], device=device)[:, None]
-        first = torch.tensor(starts[inputs], device=device)[:, None]
-        steps = torch.arange(lengths[inputs][-1], device=device)
-        alike = lengths[inputs][0] == lengths[inputs][-1]
-        return cls(inputs, first + steps.clamp(max=own - 1), None if alike else steps < own)
+    def rows(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Row of each word-vector (b, t), past an input's end that of its last one; and where that is not so."""
+        starts, lengths = (torch.tensor(values, device=device)[:, None] for values in (self.starts, self.lengths))
+        steps = torch.arange(self.lengths[-1], device=device)
+        real = None if self.lengths[0] == self.lengths[-1] else steps < lengths
+        return starts + steps.clamp(max=lengths - 1), real
 
-    def heads_of(self, vectors: Tensor) -> Tensor:
-        """(S, H, D/H) to (b * H, t, D/H)."""
+    def heads_of(self, rows: Tensor | None, vectors: Tensor) -> Tensor:
+        """(S, H, D/H) to (b * H, t, D/H); `rows` as above, or `None` for a single input."""
+        if rows is None:
+            return vectors[self.starts[0] : self.starts[0] + self.lengths[0]].transpose(0, 1)
         heads = vectors.shape[1]
-        if len(self.rows) == 1:
-            return vectors[self.rows[0, 0] : self.rows[0, -1] + 1].transpose(0, 1)
-        rows = self.rows[:, None, :] * heads + torch.arange(heads)[:, None]
-        return vectors.flatten(0, 1).index_select(0, rows.flatten()).view(-1, rows.shape[2], vectors.shape[2])
+        of_head = rows[:, None, :] * heads + torch.arange(heads)[:, None]
+        return vectors.flatten(0, 1).index_select(0, of_head.flatten()).view(-1, rows.shape[1], vectors.shape[2])
 
 
 def blocks(packed: Packed, bytes_of_a_score: int) -> Iterator[Block]:
@@ -99,7 +97,8 @@ def blocks(packed: Packed, bytes_of_a_score: int) -> Iterator[Block]:
     first = 0
     for stop in range(1, len(lengths) + 1):
         if stop == len(lengths) or (stop + 1 - first) * lengths[stop] ** 2 * bytes_of_a_score > _BLOCK_BYTES:
-            yield Block.of(slice(first, stop), lengths, starts, torch.device("cpu"))
+            inputs = slice(first, stop)
+            yield Block(inputs, starts[inputs], lengths[inputs])
             first = stop
 
 
@@ -122,11 +121,12 @@ def attend_all(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scale:
         return varlen_attention(query, key, value, queried, packed.lengths, scale)[0]
     contexts = []
     for block in blocks(packed, heads * key.element_size()):
-        q = query[block.inputs].unsqueeze(2) if cls_only else block.heads_of(query).unflatten(0, (-1, heads))
-        k, v = (block.heads_of(vectors).unflatten(0, (-1, heads)) for vectors in (key, value))
-        mask = None if block.real is None else block.real[:, None, None, :]
+        rows, real = (None, None) if len(block.lengths) == 1 else block.rows(key.device)
+        k, v = (block.heads_of(rows, vectors).unflatten(0, (-1, heads)) for vectors in (key, value))
+        q = query[block.inputs].unsqueeze(2) if cls_only else block.heads_of(rows, query).unflatten(0, (-1, heads))
+        mask = None if real is None else real[:, None, None, :]
         context = scaled_dot_product_attention(q, k, v, mask, scale=scale).transpose(1, 2)
-        contexts.append(context.flatten(0, 1) if cls_only or block.real is None else context[block.real])
+        contexts.append(context.flatten(0, 1) if cls_only or real is None else context[real])
     context = torch.cat(contexts)
     return pad(context, (0, 0, 0, 0, 0, len(query) - len(context)))
 
@@ -151,51 +151,59 @@ def attend_and_rank(
     if query.is_cuda:
         context, lse = varlen_attention(query, key, value, packed.lengths, packed.lengths, scale)
         received = significance_from_lse(query, key, lse, packed.lengths, scale)
-        block = Block.of(slice(None), packed.lengths, packed.starts(), query.device)
-        owner, position = _stay(block, received[block.rows], counts)
-        rows = block.rows[owner, position]
-        return context[rows], rows
+        all_rows, real = Block(slice(None), packed.starts(), packed.lengths).rows(query.device)
+        owner, position = _stay(received[all_rows], real, counts)
+        kept = all_rows[owner, position]
+        return context[kept], kept
     heads, size = key.shape[1:]
-    contexts, kept = [], []
+    contexts, kept_rows = [], []
     for block in blocks(packed, heads * key.element_size()):
-        context, received = _attend_block(block, query, key, value, scale)
-        owner, position = _stay(block, received, counts[block.inputs])
-        of_head = owner[:, None] * heads + torch.arange(heads)  # (S', H)
-        picked = of_head * block.rows.shape[1] + position[:, None]
-        contexts.append(context.index_select(0, picked.flatten()).view(-1, heads, size))
-        kept.append(block.rows[owner, position])
+        rows, real = (None, None) if len(block.lengths) == 1 else block.rows(key.device)
+        q, k, v = (block.heads_of(rows, vectors) for vectors in (query, key, value))
+        context, received = _attend_block(q, k, v, real, len(block.lengths), scale)
+        if rows is None:
+            position = extract(rank(received), counts[block.inputs][0])[0]
+            contexts.append(context.index_select(1, position).transpose(0, 1))
+            kept_rows.append(position + block.starts[0])
+        else:
+            owner, position = _stay(received, real, counts[block.inputs])
+            of_head = owner[:, None] * heads + torch.arange(heads)  # (S', H)
+            picked = of_head * rows.shape[1] + position[:, None]
+            contexts.append(context.view(-1, size).index_select(0, picked.flatten()).view(-1, heads, size))
+            kept_rows.append(rows[owner, position])
     more = surplus(sum(counts), key.dtype, key.device)
-    return torch.cat([*contexts, key.new_zeros(more, heads, size)]), pad(torch.cat(kept), (0, more))
+    return torch.cat([*contexts, key.new_zeros(more, heads, size)]), pad(torch.cat(kept_rows), (0, more))
 
 
-def _stay(block: Block, received: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Extract on a block, from the significance (b, t): of which input, and where in it, each kept one is, (S',)."""
+def _attend_block(
+    query: Tensor, key: Tensor, value: Tensor, real: Tensor | None, inputs: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """From (b * H, t, D/H) the context of this shape, and the significance (b, t)."""
+    rows, width, _ = query.shape
+    # All at once, but for a long input: of that, as many heads as stay in the cache.
+    at_once = rows if inputs > 1 else max(1, _BLOCK_BYTES // (width * width * key.element_size()))
+    contexts, received = [], []
+    for first in range(0, rows, at_once):
+        part = slice(first, first + at_once)
+        scores = torch.baddbmm(query.new_empty(1, 1, 1), query[part], key[part].transpose(1, 2), beta=0, alpha=scale)
+        if real is not None:
+            lowest = torch.finfo(scores.dtype).min
+            scores.unflatten(0, (inputs, -1)).masked_fill_(~real[:, None, None, :], lowest)
+        attention = scores.softmax(dim=-1, dtype=torch.float32)
+        received.append(attention_received(attention.unflatten(0, (inputs, -1)), real))
+        contexts.append(attention.to(value.dtype) @ value[part])
+    if len(contexts) == 1:
+        return contexts[0], received[0]
+    return torch.cat(contexts), torch.stack(received).sum(dim=0)
+
+
+def _stay(received: Tensor, real: Tensor | None, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Extract, from the significance (b, t): in which input, and where in it, is each that stays, both (S',)."""
     width, device = counts[-1], received.device
     own = None if counts[0] == width else torch.tensor(counts, device=device)
-    position = extract(rank(received, block.real), width, own)  # (b, K)
+    position = extract(rank(received, real), width, own)  # (b, K)
     owner = torch.arange(len(position), device=device)[:, None].expand_as(position)
     if own is None:
         return owner.flatten(), position.flatten()
     filled = torch.arange(width, device=device) < own[:, None]
     return owner[filled], position[filled]
-
-
-def _attend_block(block: Block, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The context (b * H * t, D/H), and the significance (b, t)."""
-    (inputs, width), heads = block.rows.shape, key.shape[1]
-    q, k, v = (block.heads_of(vectors) for vectors in (query, key, value))
-    # All at once, but for a long input: of that, as many heads as stay in the cache.
-    at_once = len(q) if inputs > 1 else max(1, _BLOCK_BYTES // (width * width * key.element_size()))
-    context = q.new_empty(q.shape)
-    received = torch.zeros(inputs, width)
-    for first in range(0, len(q), at_once):
-        part = slice(first, first + at_once)
-        scores = torch.baddbmm(q.new_empty(1, 1, 1), q[part], k[part].transpose(1, 2), beta=0, alpha=scale)
-        if block.real is not None:
-            scores.unflatten(0, (inputs, heads)).masked_fill_(
-                ~block.real[:, None, None, :], torch.finfo(scores.dtype).min
-            )
-        attention = scores.softmax(dim=-1, dtype=torch.float32)
-        received += attention_received(attention.unflatten(0, (inputs, -1)), block.real)
-        torch.bmm(attention.to(v.dtype), v[part], out=context[part])
-    return context.view(-1, context.shape[-1]), received
