@@ -3,6 +3,7 @@
 """Whether our model with nothing eliminated is the stock one, and how it answers with something eliminated."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,8 +84,9 @@ def compare(ours: PreTrainedModel, stock: PreTrainedModel, batches: Sequence[Bat
         )
     unchanged = correlation = None
     if config.num_labels == 1 or config.problem_type == "regression":
-        pearson = torch.corrcoef(torch.stack([answers.flatten(), expected.flatten()]))[0, 1].item()
-        correlation = pearson if pearson == pearson else None
+        if expected.numel() > 1:
+            pearson = torch.corrcoef(torch.stack([answers.flatten(), expected.flatten()]))[0, 1].item()
+            correlation = None if math.isnan(pearson) else pearson
     elif config.problem_type == "multi_label_classification":
         unchanged = ((answers > 0) == (expected > 0)).all(dim=1).double().mean().item()
     else:

@@ -215,9 +215,9 @@ def benchmark(
         features: tokenised inputs in the order of arrival: lists, one of them `input_ids`, truncated.
         batch_size: texts in a batch.
         ways: of running, by their names in `WAYS`; `c` and `ours` are among them always.
-        stock: upstream's class; `None` is `ours.to_stock()`.
-        smaller: the model of (e).
-        padded_to: N of (a); `None` is the longest input.
+        stock: upstream's class, brought to the dtype and device of ours; `None` is `ours.to_stock()`.
+        smaller: the model of (e), brought there too.
+        padded_to: N of (a), at least the longest input, which `None` stands for.
         repeats: timed passes of each over all inputs.
         clock: seconds.
 
@@ -232,7 +232,7 @@ def benchmark(
     models = {"ours": ours, "stock": ours.to_stock() if stock is None else stock, "smaller": smaller}
     models = {name: model.to(ours.device, ours.dtype).eval() for name, model in models.items() if model is not None}
     lengths = torch.tensor([len(row["input_ids"]) for row in features])
-    padded_to = padded_to or int(lengths.max())
+    padded_to = max(padded_to or 0, int(lengths.max()))
     by_length = [features[row] for row in lengths.argsort(stable=True).tolist()]
     batches = {
         "padded": make_batches(features, batch_size, ours.device, padded_to) if "a" in ways else [],

@@ -162,15 +162,16 @@ def _benchmark(argv: list[str]) -> None:
     typed = ["--model", *argv] if argv and not argv[0].startswith("-") else argv
     (options,) = parse_known(parser, "benchmark", typed)
     options.text_columns = _names(options.text_columns)
+    command = {"command": ["powerbert", "benchmark", *argv], "version": __version__}
     found = run_benchmarks(options)
     setting, measurements = next(found), []
     _say(format_setting(setting))
     for measurement in found:
         measurements.append(measurement)
         _say(f"\n{format_measurement(measurement)}")
-    if options.output is not None:
-        command = {"command": ["powerbert", "benchmark", *argv], "version": __version__}
-        write_json(Path(options.output), {**command, **setting, "measurements": measurements})
+        if options.output is not None:
+            # Each time: a later one may be refused, or nobody wait for it.
+            write_json(Path(options.output), {**command, **setting, "measurements": measurements})
     if options.plot is not None:
         plot(setting, measurements, options.plot)
 

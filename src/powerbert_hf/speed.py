@@ -62,7 +62,7 @@ def _measurements(options: BenchmarkArguments) -> Iterator[dict[str, Any]]:
         "hardware": hardware(),
     }
     compiled = ["ours-compiled"] if "d" in options.baselines else []
-    ways = [*options.baselines, "e" if smaller else "c", "ours", "ours-arrival", *compiled]
+    ways = [*options.baselines, "e" if smaller is not None else "c", "ours", "ours-arrival", *compiled]
     for dtype in options.dtypes:
         model = copy.deepcopy(ours).to(options.device, getattr(torch, dtype))
         for name, features, padded_to in named:

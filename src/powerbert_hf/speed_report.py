@@ -68,7 +68,7 @@ def format_measurement(found: dict[str, Any]) -> str:
     ]
     if "per_encoder" in found:
         seconds, work = found["per_encoder"]["seconds"], found["per_encoder"]["multiply_accumulates"]
-        parts = [("encoder, ms a pass", "stock ms", "ours ms", "ratio", "stock GMAC", "ours GMAC", "ratio")]
+        parts = [("encoder, in a pass", "stock ms", "ours ms", "ratio", "stock GMAC", "ours GMAC", "ratio")]
         columns = (seconds["stock"], seconds["ours"], work["stock"], work["ours"])
         for encoder, (before, after, cost, less) in enumerate(zip(*columns, strict=True), start=1):
             times = (f"{1e3 * before:.4g}", f"{1e3 * after:.4g}", f"{before / after:.2f}x")
