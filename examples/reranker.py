@@ -27,11 +27,10 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertTokenizer,
-    DataCollatorWithPadding,
     HfArgumentParser,
 )
 
-from powerbert_hf.benchmark import measure_speedup, sorted_batches
+from powerbert_hf.benchmark import benchmark
 from powerbert_hf.recipe import load_classifier
 
 PAIRS = {
@@ -99,9 +98,7 @@ def main(options: Options) -> None:
         raise SystemExit("A ranking needs two passages of the same query or more, got one of each; add some.")
 
     features = [stock.tokenizer(*pair, truncation=True) for pair in pairs]
-    collate = DataCollatorWithPadding(stock.tokenizer)
-    batches = [batch.to(stock.device) for batch in sorted_batches(features, collate, options.batch_size)]
-    speed = measure_speedup(ours, stock.model, batches)
+    speed = benchmark(ours, features, options.batch_size, stock=stock.model)
     faster[0].model = ours
     before, after = (encoder.predict(pairs, batch_size=options.batch_size) for encoder in (stock, faster))
     best = [before[places].argmax() == after[places].argmax() for places in several]
@@ -110,7 +107,8 @@ def main(options: Options) -> None:
     print(
         f"same passage first: {sum(best)} of {len(best)} queries; Kendall's tau, mean: {sum(order) / len(order):.2f}"
     )
-    print(f"seconds: {speed.seconds_stock:.3f} stock, {speed.seconds_ours:.3f} ours, {speed.measured:.2f}x")
+    seconds = {name: row.median for name, row in speed.rows.items()}
+    print(f"seconds: {seconds['c']:.3f} stock, {seconds['ours']:.3f} ours, {speed.measured:.2f}x")
     faster.save_pretrained(options.output_dir)
 
 

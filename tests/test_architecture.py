@@ -18,9 +18,12 @@ ORDER = [
     "modeling_powerbert",
     "modeling_poweralbert",
     "cost",
+    "agreement",
     "benchmark",
+    "profiling",
     "checkpoint",
     "tasks",
+    "lengths",
     "labels",
     "data",
     "trainer",
@@ -28,6 +31,8 @@ ORDER = [
     "report",
     "demo",
     "arguments",
+    "speed_report",
+    "speed",
     "cli",
 ]
 SHIPPED = ORDER[: ORDER.index("cost")]

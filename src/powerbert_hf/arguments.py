@@ -71,6 +71,49 @@ class RecipeArguments(ModelArguments):
     )
 
 
+@dataclass
+class BenchmarkArguments(ModelArguments):
+    """What to measure the speed of, on what, against what."""
+
+    retention_config: list[float] | None = field(
+        default=None, metadata={"help": "What each encoder keeps, such as 1 0.9 0.7; the model's own if left out."}
+    )
+    retention_unit: str | None = field(
+        default=None, metadata={"help": "Of these: fraction (default) or words.", "choices": ["fraction", "words"]}
+    )
+    lengths: list[str] | None = field(
+        default=None,
+        metadata={"help": "Random inputs as long as those of sst2, mrpc, rte or imdb, or of 8, 16, ... word-pieces."},
+    )
+    texts: str | None = field(default=None, metadata={"help": "Or a file: txt with one a line, csv, jsonl, ..."})
+    text_columns: list[str] | None = field(default=None, metadata={"help": "Of the file: one column, or two."})
+    max_length: int | None = field(default=None, metadata={"help": "Truncate to N word-pieces; baseline a pads to N."})
+    inputs: int = field(default=512, metadata={"help": "How many texts."})
+    batch_sizes: list[int] = field(default_factory=lambda: [32], metadata={"help": "Texts in a batch."})
+    dtypes: list[str] = field(
+        default_factory=lambda: ["float32"],
+        metadata={"help": "Of weights and arithmetic.", "choices": ["float32", "bfloat16", "float16"]},
+    )
+    device: str = field(default="cpu", metadata={"help": "Where it runs.", "choices": ["cpu", "cuda"]})
+    threads: int | None = field(default=None, metadata={"help": "Of the CPU; torch's own choice if left out."})
+    baselines: list[str] = field(
+        default_factory=lambda: ["a", "b", "c"],
+        metadata={
+            "help": "a: stock, padded to N, in the order of arrival; b: padded to a batch's longest; c: sorted by "
+            "length, always run; d: c under torch.compile, with ours beside it, which takes minutes.",
+            "choices": ["a", "b", "c", "d"],
+        },
+    )
+    smaller_model: str | None = field(default=None, metadata={"help": "Baseline e: Hub id or folder, run like c."})
+    repeats: int = field(default=5, metadata={"help": "Timed passes of each; the median counts."})
+    per_encoder: bool = field(default=False, metadata={"help": "Also measure each encoder by itself."})
+    peak_memory: bool = field(default=False, metadata={"help": "Also measure what a pass holds beyond the weights."})
+    seed: int = field(default=0, metadata={"help": "Of lengths, word-pieces, and weights where there are none."})
+    output: str | None = field(default=None, metadata={"help": "json file that takes all numbers."})
+    plot: str | None = field(default=None, metadata={"help": "png or svg file that takes a picture."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace these files."})
+
+
 # Upstream takes any number for these and fails, or trains nothing, when a model has been loaded or even trained.
 _RANGES: dict[str, tuple[float, float, str]] = {
     "per_device_train_batch_size": (1, sys.maxsize, "at least 1"),
@@ -80,6 +123,30 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "weight_decay": (0, sys.float_info.max, "finite and at least 0"),
     "seed": (0, 2**32 - 1, "from 0 to 2**32 - 1"),
 }
+
+
+def parse_known(parser: Any, command: str, argv: Sequence[str]) -> tuple[Any, ...]:
+    """Parse options that a parser has.
+
+    Args:
+        parser: an `HfArgumentParser`.
+        command: its name, for messages.
+        argv: what was typed after it.
+
+    Returns:
+        An instance of each of the parser's dataclasses.
+
+    Raises:
+        ValueError: for an option that there is not.
+    """
+    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        name = unknown[0].partition("=")[0].replace("_", "-")
+        options = [option for action in parser._actions for option in action.option_strings if "_" not in option]
+        near = difflib.get_close_matches(name, options, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"`powerbert {command} --help` lists all."
+        raise ValueError(f"There is no option {name}; {remedy}")
+    return tuple(parsed)
 
 
 def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: bool = False) -> tuple[Any, ...]:
@@ -117,13 +184,7 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
     parser.set_defaults(**defaults, task=task, use_cpu=not accelerated, dataloader_pin_memory=accelerated)
     if require_output:
         parser.set_defaults(output_dir=None)
-    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if unknown:
-        name = unknown[0].partition("=")[0].replace("_", "-")
-        options = [option for action in parser._actions for option in action.option_strings if "_" not in option]
-        near = difflib.get_close_matches(name, options, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"`powerbert {command} --help` lists all."
-        raise ValueError(f"There is no option {name}; {remedy}")
+    parsed = parse_known(parser, command, argv)
     args = parsed[-1]
     if require_output and args.output_dir in (None, "trainer_output"):
         raise ValueError("`--output-dir` must be given: it takes the three models and the report.")
@@ -135,4 +196,4 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
             raise ValueError(f"`--{option}` must be {meaning}, got {value}; leave it out for the default.")
     if not (args.max_steps > 0 or 0 < args.num_train_epochs < math.inf):
         raise ValueError(f"`--num-train-epochs` must be above 0, got {args.num_train_epochs}; 3 is the default.")
-    return tuple(parsed)
+    return parsed

@@ -2,54 +2,133 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wall time against stock: the one protocol behind every measured speed-up.
 
-Ours and the baseline run in turn, in one process, on the same batches, in the same dtype, with the same threads; the
-median counts. The baseline is the fair one: the stock model, SDPA, batches sorted by length, padded to their longest.
+Ours and the baselines run in turn, in one process, on the same inputs, in the same dtype, with the same threads; the
+median counts. Every speed-up is over baseline (c), the fair one: the stock model, SDPA, batches sorted by length, each
+padded to its longest input. The paper's, (a), pads everything to N.
 """
 
+import inspect
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-Batch = dict[str, Tensor]
+from .agreement import Agreement, Batch, compare, logits
+from .cost import predicted_speedup
+
+Features = Sequence[Mapping[str, Any]]
+
+
+class Way(NamedTuple):
+    """A way of running a model over the inputs."""
+
+    model: str
+    """`stock`, `smaller` or `ours`."""
+    batches: str
+    """`padded` to N and in the order of arrival, in the order of `arrival`, or `sorted` by length."""
+    compiled: bool
+    """By `torch.compile`."""
+    description: str
+
+
+WAYS = {
+    "a": Way("stock", "padded", False, "stock, padded to N, arrival order"),
+    "b": Way("stock", "arrival", False, "stock, dynamic padding, arrival order"),
+    "c": Way("stock", "sorted", False, "stock, sorted by length"),
+    "d": Way("stock", "sorted", True, "stock, sorted by length, compiled"),
+    "e": Way("smaller", "sorted", False, "smaller stock model, sorted by length"),
+    "ours": Way("ours", "sorted", False, "ours, sorted by length"),
+    "ours-arrival": Way("ours", "arrival", False, "ours, dynamic padding, arrival order"),
+    "ours-compiled": Way("ours", "sorted", True, "ours, sorted by length, compiled"),
+}
 
 
 @dataclass(frozen=True)
-class Speedup:
-    """A measured speed-up.
+class Row:
+    """The time of one way of running.
 
     Args:
-        measured: median seconds of the stock model over those of ours.
-        low: the smallest ratio of one pass to the baseline's pass beside it.
+        description: of the way.
+        seconds: of each pass over all inputs.
+        median: of these.
+        texts_per_second: inputs over the median.
+        speedup: median seconds of (c) over these.
+        low: the smallest ratio of (c)'s pass to the pass beside it.
         high: the largest.
-        seconds_stock: median seconds of a pass over all batches.
-        seconds_ours: the same, of our model.
-        difference_at_full_retention: largest difference of logits between ours, nothing eliminated, and stock.
-        inputs: texts in a pass.
-        batch_size: texts in a batch.
     """
 
-    measured: float
+    description: str
+    seconds: list[float]
+    median: float
+    texts_per_second: float
+    speedup: float
     low: float
     high: float
-    seconds_stock: float
-    seconds_ours: float
-    difference_at_full_retention: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A measured speed-up, and all that belongs to it.
+
+    Args:
+        rows: the times, by the name of the way.
+        predicted: multiply-accumulates of stock over those of ours, on these lengths, padding not counted.
+        realised: the measured speed-up of ours, sorted, over the predicted one.
+        arrival_over_sorted: seconds of ours in the order of arrival over those sorted; `None` if not measured.
+        agreement: how far the two models agree.
+        inputs: texts in a pass.
+        batch_size: texts in a batch.
+        mean_length: word-pieces of a text.
+        padded_to: N.
+        dtype: of weights and arithmetic.
+        device: `cpu` or `cuda`.
+    """
+
+    rows: dict[str, Row]
+    predicted: float
+    realised: float
+    arrival_over_sorted: float | None
+    agreement: Agreement
     inputs: int
     batch_size: int
+    mean_length: float
+    padded_to: int
+    dtype: str
+    device: str
+
+    @property
+    def measured(self) -> float:
+        """The speed-up: ours, sorted, over (c)."""
+        return self.rows["ours"].speedup
 
     def to_dict(self) -> dict[str, Any]:
-        """For a report."""
+        """All of it, for a file."""
         return asdict(self)
+
+    def timing(self) -> dict[str, Any]:
+        """What stands under `timing` in a run's `report.json`."""
+        ours = self.rows["ours"]
+        return {
+            "measured": ours.speedup,
+            "low": ours.low,
+            "high": ours.high,
+            "seconds_stock": self.rows["c"].median,
+            "seconds_ours": ours.median,
+            "difference_at_full_retention": self.agreement.at_full_retention,
+            "inputs": self.inputs,
+            "batch_size": self.batch_size,
+            "dtype": self.dtype,
+        }
 
 
 def hardware() -> dict[str, Any]:
@@ -69,21 +148,28 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def sorted_batches(
-    features: Sequence[dict[str, Any]], collate: Callable[[list], Batch], batch_size: int
-) -> list[Batch]:
-    """Batches of inputs of like length, each padded to its longest.
+def make_batches(features: Features, batch_size: int, device: Any = None, width: int | None = None) -> list[Batch]:
+    """Batches of neighbouring inputs, padded on the right.
 
     Args:
-        features: tokenised inputs, with `input_ids`.
-        collate: pads a list of them.
+        features: tokenised inputs: lists, one of them `input_ids`.
         batch_size: inputs in a batch.
-
-    Returns:
-        The batches, shortest inputs first.
+        device: takes them.
+        width: pad to this; `None` pads each batch to its longest input.
     """
-    by_length = sorted(features, key=lambda feature: len(feature["input_ids"]))
-    return [collate(by_length[start : start + batch_size]) for start in range(0, len(by_length), batch_size)]
+
+    def pad(rows: Features) -> Batch:
+        lengths = [len(row["input_ids"]) for row in rows]
+        longest = max(lengths) if width is None else width
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        columns["attention_mask"] = [[1] * length for length in lengths]
+        # What stands under a mask of 0 is read by nobody.
+        return {
+            name: torch.tensor([[*value, *[0] * (longest - len(value))] for value in values], device=device)
+            for name, values in columns.items()
+        }
+
+    return [pad(features[start : start + batch_size]) for start in range(0, len(features), batch_size)]
 
 
 def interleaved_seconds(
@@ -100,60 +186,97 @@ def interleaved_seconds(
         `repeats` times for each name.
     """
     seconds: dict[str, list[float]] = {name: [] for name in passes}
-    for repeat in tqdm(range(repeats + 1), desc="measure speed", leave=False):
-        for name, run in passes.items():
-            start = clock()
-            run()
-            if repeat:
-                seconds[name].append(clock() - start)
+    with tqdm(total=(repeats + 1) * len(passes), desc="measure speed", leave=False) as progress:
+        for repeat in range(repeats + 1):
+            for name, run in passes.items():
+                start = clock()
+                run()
+                if repeat:
+                    seconds[name].append(clock() - start)
+                progress.update()
     return seconds
 
 
-def measure_speedup(ours: PreTrainedModel, stock: nn.Module, batches: Sequence[Batch], repeats: int = 5) -> Speedup:
-    """Time our model against the stock one.
+def benchmark(
+    ours: PreTrainedModel,
+    features: Features,
+    batch_size: int = 32,
+    ways: Sequence[str] = ("c", "ours"),
+    stock: PreTrainedModel | None = None,
+    smaller: PreTrainedModel | None = None,
+    padded_to: int | None = None,
+    repeats: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Measurement:
+    """Time our model against the stock one, in the dtype and on the device that ours is in.
 
     Args:
         ours: a classifier of this package, in hard mode.
-        stock: the same weights as upstream's class.
-        batches: what both run on.
-        repeats: passes of each over all batches.
+        features: tokenised inputs in the order of arrival: lists, one of them `input_ids`, truncated.
+        batch_size: texts in a batch.
+        ways: of running, by their names in `WAYS`; `c` and `ours` are among them always.
+        stock: upstream's class, brought to the dtype and device of ours; `None` is `ours.to_stock()`.
+        smaller: the model of (e), brought there too.
+        padded_to: N of (a), at least the longest input, which `None` stands for.
+        repeats: timed passes of each over all inputs.
+        clock: seconds.
 
     Raises:
-        ValueError: where our model with nothing eliminated does not answer as the stock model does: then its speed
-            means nothing.
+        ValueError: where ours eliminates nothing, or with nothing eliminated does not answer as the stock model does.
     """
-    ours.eval()
-    stock.eval()
-
-    @torch.inference_mode()
-    def run(model: nn.Module) -> Tensor:
-        logits = [model(**batch).logits for batch in batches]
-        if logits[0].is_cuda:
-            torch.cuda.synchronize()
-        return torch.cat(logits)
-
-    config = ours.config
-    kept, unit = config.retention_config, config.retention_unit
-    ours.set_retention([1.0] * config.num_encoders, unit="fraction")
-    try:
-        difference = (run(ours) - run(stock)).abs().max().item()
-    finally:
-        ours.set_retention(kept, unit=unit)
-    if not difference <= 1e-3:
+    if ours.config.active_retention_mode != "hard":
         raise ValueError(
-            "With nothing eliminated the model must answer as the stock model does, got logits that are "
-            f"{difference:.2g} apart; compare the weights of the two before asking for their speed."
+            "A speed-up is that of a retention configuration, got a model "
+            f'with `retention_mode` "{ours.config.active_retention_mode}"; call `set_retention` on it.'
         )
-    seconds = interleaved_seconds({"stock": lambda: run(stock), "ours": lambda: run(ours)}, repeats)
-    ratios = [theirs / own for theirs, own in zip(seconds["stock"], seconds["ours"], strict=True)]
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return Speedup(
-        measured=medians["stock"] / medians["ours"],
-        low=min(ratios),
-        high=max(ratios),
-        seconds_stock=medians["stock"],
-        seconds_ours=medians["ours"],
-        difference_at_full_retention=difference,
-        inputs=sum(len(batch["input_ids"]) for batch in batches),
-        batch_size=len(batches[0]["input_ids"]),
+    models = {"ours": ours, "stock": ours.to_stock() if stock is None else stock, "smaller": smaller}
+    models = {name: model.to(ours.device, ours.dtype).eval() for name, model in models.items() if model is not None}
+    lengths = torch.tensor([len(row["input_ids"]) for row in features])
+    padded_to = max(padded_to or 0, int(lengths.max()))
+    by_length = [features[row] for row in lengths.argsort(stable=True).tolist()]
+    batches = {
+        "padded": make_batches(features, batch_size, ours.device, padded_to) if "a" in ways else [],
+        "arrival": make_batches(features, batch_size, ours.device),
+        "sorted": make_batches(by_length, batch_size, ours.device),
+    }
+    agreement = compare(ours, models["stock"], batches["sorted"])
+
+    def one_pass(way: Way) -> Callable[[], Tensor]:
+        # DistilBERT takes no `token_type_ids`.
+        taken = inspect.signature(models[way.model].forward).parameters
+        usable = [{name: values for name, values in batch.items() if name in taken} for batch in batches[way.batches]]
+        model: Any = models[way.model]
+        if way.compiled:
+            model = torch.compile(model, dynamic=True)
+        return partial(logits, model, usable)
+
+    chosen = {name: way for name, way in WAYS.items() if name in {*ways, "c", "ours"}}
+    seconds = interleaved_seconds({name: one_pass(way) for name, way in chosen.items()}, repeats, clock)
+    rows = {}
+    for name, timed in seconds.items():
+        ratios = [fair / own for fair, own in zip(seconds["c"], timed, strict=True)]
+        median = statistics.median(timed)
+        rows[name] = Row(
+            description=chosen[name].description,
+            seconds=timed,
+            median=median,
+            texts_per_second=len(features) / median,
+            speedup=statistics.median(seconds["c"]) / median,
+            low=min(ratios),
+            high=max(ratios),
+        )
+    predicted = predicted_speedup(ours.config, lengths)
+    arrival = rows.get("ours-arrival")
+    return Measurement(
+        rows=rows,
+        predicted=predicted,
+        realised=rows["ours"].speedup / predicted,
+        arrival_over_sorted=arrival.median / rows["ours"].median if arrival else None,
+        agreement=agreement,
+        inputs=len(features),
+        batch_size=batch_size,
+        mean_length=lengths.double().mean().item(),
+        padded_to=padded_to,
+        dtype=str(ours.dtype).removeprefix("torch."),
+        device=ours.device.type,
     )

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .arguments import DataArguments, ModelArguments, RecipeArguments, parse
+from .arguments import BenchmarkArguments, DataArguments, ModelArguments, RecipeArguments, parse, parse_known
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 2 for input that it cannot use, 130 if interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": _train, "evaluate": _evaluate, "demo": _demo}
+    commands = {"train": _train, "evaluate": _evaluate, "benchmark": _benchmark, "demo": _demo}
     parser = argparse.ArgumentParser(
         prog="powerbert",
         description="Your own BERT or ALBERT classifier, on fewer word-vectors.",
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "command",
         choices=commands,
         help="train: fine-tune, search the configuration, re-train; evaluate: measure a model; "
-        "demo: train on a small generated task",
+        "benchmark: time a model against stock; demo: train on a small generated task",
     )
     known = parser.parse_args(argv[:1])
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -147,6 +147,33 @@ def _evaluate(argv: list[str]) -> None:
         "predicted_speedup": predicted_speedup(classifier.config, lengths),
     }
     _say(json.dumps(result, indent=2))
+
+
+def _benchmark(argv: list[str]) -> None:
+    from transformers import HfArgumentParser
+
+    from .recipe import write_json
+    from .speed import run_benchmarks
+    from .speed_report import format_measurement, format_setting, plot
+
+    usage = "powerbert benchmark MODEL --lengths rte [options]"
+    parser = HfArgumentParser(BenchmarkArguments, prog="powerbert benchmark", usage=usage, allow_abbrev=False)
+    # The model is the one positional argument, as of `evaluate`.
+    typed = ["--model", *argv] if argv and not argv[0].startswith("-") else argv
+    (options,) = parse_known(parser, "benchmark", typed)
+    options.text_columns = _names(options.text_columns)
+    command = {"command": ["powerbert", "benchmark", *argv], "version": __version__}
+    found = run_benchmarks(options)
+    setting, measurements = next(found), []
+    _say(format_setting(setting))
+    for measurement in found:
+        measurements.append(measurement)
+        _say(f"\n{format_measurement(measurement)}")
+        if options.output is not None:
+            # Each time: a later one may be refused, or nobody wait for it.
+            write_json(Path(options.output), {**command, **setting, "measurements": measurements})
+    if options.plot is not None:
+        plot(setting, measurements, options.plot)
 
 
 def _demo(argv: list[str]) -> None:

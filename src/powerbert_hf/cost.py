@@ -61,11 +61,38 @@ def multiply_accumulates(config: Any, lengths: Tensor, cls_only: bool = True) ->
         >>> multiply_accumulates(config, torch.tensor([3])).item()
         132
     """
+    return encoder_multiply_accumulates(config, lengths, cls_only).sum(dim=0)
+
+
+def encoder_multiply_accumulates(config: Any, lengths: Tensor, cls_only: bool = True) -> Tensor:
+    """Multiply-accumulates of each encoder, per input.
+
+    Args:
+        config: a PoWER configuration; the stock model's cost if it is off.
+        lengths: (B,) integers, real word-vectors of each input.
+        cls_only: whether the model has a classification head.
+
+    Returns:
+        (L, B) integers.
+    """
     received, kept = received_and_kept(config, lengths, cls_only)
     queried = received.clone()
     if cls_only and config.active_retention_mode != "off":
         queried[-1] = 1
-    return _of_one_encoder(config, received, queried, kept).sum(dim=0)
+    return _of_one_encoder(config, received, queried, kept)
+
+
+def stock_encoder_multiply_accumulates(config: Any, lengths: Tensor) -> Tensor:
+    """Multiply-accumulates of any one encoder of the stock model, per input.
+
+    Args:
+        config: a PoWER configuration, of which only the sizes count.
+        lengths: (B,) integers, real word-vectors of each input.
+
+    Returns:
+        (B,) integers.
+    """
+    return _of_one_encoder(config, lengths, lengths, lengths)
 
 
 def _of_one_encoder(config: Any, received: Tensor, queried: Tensor, kept: Tensor) -> Tensor:
@@ -85,7 +112,7 @@ def predicted_speedup(config: Any, lengths: Tensor, cls_only: bool = True) -> fl
     Returns:
         The stock model's multiply-accumulates over this configuration's, at least 1.
     """
-    stock = config.num_encoders * _of_one_encoder(config, lengths, lengths, lengths)
+    stock = config.num_encoders * stock_encoder_multiply_accumulates(config, lengths)
     return (stock.sum() / multiply_accumulates(config, lengths, cls_only).sum()).item()
 
 

@@ -103,7 +103,7 @@ def load_splits(
     if dataset is None and train_file is not None:
         if eval_file is None:
             raise ValueError("`--train-file` needs an `--eval-file` to report on; split one off your data.")
-        return _read_file(train_file), _read_file(eval_file)
+        return read_file(train_file), read_file(eval_file)
     if dataset is None or train_file is not None:
         raise ValueError("Pass either `--dataset` or `--train-file` (with `--eval-file`), got both or neither.")
     folder = Path(dataset)
@@ -115,14 +115,19 @@ def load_splits(
     if not isinstance(splits, DatasetDict) or "train" not in splits:
         raise ValueError(f"Data set {dataset!r} must have a split `train`, got {list(splits)}; pass `--train-file`.")
     if eval_file is not None:
-        return splits["train"], _read_file(eval_file)
+        return splits["train"], read_file(eval_file)
     for name in dict.fromkeys([task.eval_split if task else "validation", "validation", "test"]):
         if name in splits:
             return splits["train"], splits[name]
     raise ValueError(f"Data set {dataset!r} has no split to report on, got {list(splits)}; pass `--eval-file`.")
 
 
-def _read_file(path: str) -> Dataset:
+def read_file(path: str) -> Dataset:
+    """Read a table: csv, tsv, json, jsonl, parquet or arrow.
+
+    Raises:
+        ValueError: for another kind of file, or for one that cannot be read or holds no rows.
+    """
     ending = Path(path).suffix.lstrip(".").lower()
     if not Path(path).is_file():
         raise ValueError(f"There is no file {path}; check the path.")

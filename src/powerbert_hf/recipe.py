@@ -26,7 +26,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .benchmark import hardware, measure_speedup, sorted_batches
+from .benchmark import benchmark, hardware
 from .checkpoint import load_classifier
 from .cost import predicted_speedup, share_kept
 from .data import TaskData
@@ -340,16 +340,14 @@ def measure(ours: PreTrainedModel, data: TaskData, batch_size: int) -> dict[str,
     # `data.eval` is sorted by length, so every n-th row has its distribution.
     rows = range(0, len(data.eval), -(-len(data.eval) // _TIMED_INPUTS))
     features = data.eval.select(rows).select_columns(columns).to_list()
-    batches = sorted_batches(features, DataCollatorWithPadding(data.tokenizer), batch_size)
     ours = ours.to("cuda" if torch.cuda.is_available() else "cpu")
-    on_device = [{name: values.to(ours.device) for name, values in batch.items()} for batch in batches]
-    timed = measure_speedup(ours, ours.to_stock(), on_device)
+    timed = benchmark(ours, features, batch_size)
     return {
         "predicted_speedup": predicted_speedup(ours.config, lengths),
         "measured_speedup": timed.measured,
         "word_vectors_kept": share_kept(ours.config, lengths),
         "mean_length": lengths.double().mean().item(),
-        "timing": timed.to_dict(),
+        "timing": timed.timing(),
     }
 
 

@@ -1,0 +1,94 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Whether our model with nothing eliminated is the stock one, and how it answers with something eliminated."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+Batch = dict[str, Tensor]
+
+# What full retention may differ by from stock, in float32.
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How ours and stock agree, on the same batches in the same dtype.
+
+    Args:
+        at_full_retention: largest difference of logits between ours, nothing eliminated, and stock.
+        rounding: largest difference of logits between stock and stock in float32 with the same weights.
+        changed_by: largest difference of logits between ours and stock.
+        unchanged: share of predictions that are those of stock; `None` for regression.
+        correlation: of the two models' values (Pearson), for regression; `None` otherwise, or where it is undefined.
+    """
+
+    at_full_retention: float
+    rounding: float
+    changed_by: float
+    unchanged: float | None
+    correlation: float | None
+
+
+@torch.inference_mode()
+def logits(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
+    """One pass: (inputs, labels)."""
+    parts = [model(**batch).logits for batch in batches]
+    if parts[0].is_cuda:
+        torch.cuda.synchronize()
+    return torch.cat(parts)
+
+
+def compare(ours: PreTrainedModel, stock: PreTrainedModel, batches: Sequence[Batch]) -> Agreement:
+    """How ours and stock agree, and whether ours with nothing eliminated is stock at all.
+
+    In float32 the logits may differ by 1e-3. In half precision nobody's are right: stock's own are off by what it
+    makes of the same weights in float32. Ours may be off from that by twice as much, and 1e-3.
+
+    Args:
+        ours: a classifier of this package, in hard mode.
+        stock: upstream's class, of the same dtype.
+        batches: what both run on.
+
+    Raises:
+        ValueError: where our model with nothing eliminated does not answer as the stock model does: then its speed
+            means nothing.
+    """
+    expected, answers = logits(stock, batches).float(), logits(ours, batches).float()
+    exact = expected if stock.dtype == torch.float32 else logits(copy.deepcopy(stock).float(), batches)
+    config = ours.config
+    kept, unit = config.retention_config, config.retention_unit
+    ours.set_retention([1.0] * config.num_encoders, unit="fraction")
+    try:
+        full = logits(ours, batches).float()
+    finally:
+        ours.set_retention(kept, unit=unit)
+
+    def apart(left: Tensor, right: Tensor) -> float:
+        return (left - right).abs().max().item()
+
+    rounding, off = apart(expected, exact), apart(full, exact)
+    allowed = _TOLERANCE + 2 * rounding
+    # Not `>`, which NaN passes.
+    if not off <= allowed:
+        raise ValueError(
+            "With nothing eliminated the model must answer as the stock model does, got logits that are "
+            f"{off:.2g} apart, of at most {allowed:.2g} in {str(stock.dtype).removeprefix('torch.')}; compare the "
+            "weights of the two before asking for their speed."
+        )
+    unchanged = correlation = None
+    if config.num_labels == 1 or config.problem_type == "regression":
+        if expected.numel() > 1:
+            pearson = torch.corrcoef(torch.stack([answers.flatten(), expected.flatten()]))[0, 1].item()
+            correlation = None if math.isnan(pearson) else pearson
+    elif config.problem_type == "multi_label_classification":
+        unchanged = ((answers > 0) == (expected > 0)).all(dim=1).double().mean().item()
+    else:
+        unchanged = (answers.argmax(dim=1) == expected.argmax(dim=1)).double().mean().item()
+    return Agreement(apart(full, expected), rounding, apart(answers, expected), unchanged, correlation)
