@@ -45,7 +45,7 @@ def run_benchmarks(options: BenchmarkArguments) -> Iterator[dict[str, Any]]:
 
 
 def _measurements(options: BenchmarkArguments) -> Iterator[dict[str, Any]]:
-    ours, has_weights = _load_ours(options)
+    ours, has_weights = load_ours(options)
     smaller = None if options.smaller_model is None else _load_stock(options.smaller_model, options.seed)
     named = list(_inputs(options, ours, smaller))
     config = ours.config
@@ -123,7 +123,7 @@ def _load_stock(name: str, seed: int) -> PreTrainedModel:
     return model.to_stock() if isinstance(model, RetentionSequenceClassifierMixin) else model
 
 
-def _load_ours(options: BenchmarkArguments) -> tuple[PreTrainedModel, bool]:
+def load_ours(options: BenchmarkArguments) -> tuple[PreTrainedModel, bool]:
     """The model in hard mode, and whether its weights are those of a checkpoint."""
     config = load_config(options.model)
     fields: dict[str, Any] = {"retention_mode": None}
