@@ -358,10 +358,10 @@ class RetentionEncoderMixin:
         mode = self.config.active_retention_mode
         mask, lengths, positions = attention_mask, None, None
         if mode != "off" or output_kept_positions:
-            if mask is not None and mask.dim() != 2:
+            if mask is not None and mask.shape != (batch_size, width):
                 raise ValueError(
-                    "`attention_mask` must have shape (batch, length) to eliminate word-vectors, got "
-                    f"{tuple(mask.shape)}; pass the tokenizer's mask."
+                    f"`attention_mask` must have shape (batch, length), here {(batch_size, width)}, to eliminate "
+                    f"word-vectors, got {tuple(mask.shape)}; pass the tokenizer's mask."
                 )
             if mask is not None:
                 mask = mask.to(hidden_states.device, torch.bool)

@@ -175,7 +175,7 @@ def _attend_block(block: Block, query: Tensor, key: Tensor, value: Tensor, scale
     # All at once, but for a long input: of that, as many heads as stay in the cache.
     at_once = len(q) if inputs > 1 else max(1, _BLOCK_BYTES // (width * width * key.element_size()))
     context = q.new_empty(q.shape)
-    received = torch.zeros(inputs, width)
+    received = torch.zeros(inputs, width, dtype=torch.float32)
     for first in range(0, len(q), at_once):
         part = slice(first, first + at_once)
         scores = torch.baddbmm(q.new_empty(1, 1, 1), q[part], k[part].transpose(1, 2), beta=0, alpha=scale)
