@@ -85,6 +85,19 @@ def test_an_exported_model_serves_every_batch_and_length(host, fields):
 
 
 @TRACING
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("unit", HARD)
+def test_a_model_traced_by_torch_jit_serves_other_batches_and_lengths(host, unit):
+    """As a traced stock model does."""
+    ours = host.make(**HARD[unit])
+    with torch.no_grad():
+        traced = torch.jit.trace(ours, tuple(padded_batch(5, 12).values()), strict=False)
+        for size, length in ((5, 12), (2, 30), (3, 20)):
+            inputs = padded_batch(size, length)
+            torch.testing.assert_close(traced(*inputs.values())["logits"], ours(**inputs).logits, atol=1e-5, rtol=0)
+
+
+@TRACING
 @pytest.mark.slow
 def test_an_exported_model_may_take_no_mask_and_one_whose_sample_had_a_count_of_1_takes_more(host):
     ours = host.make(retention_config=[0.5, 0.4, 0.2], retention_unit="fraction")

@@ -330,7 +330,8 @@ class RetentionEncoderMixin:
                 elif one:
                     yield Extract(1, None, not all_queries)
                 else:
-                    kept = torch.sym_max(kept, 2) if tracing else kept
+                    if tracing:
+                        kept = kept.clamp(min=2) if isinstance(kept, Tensor) else torch.sym_max(kept, 2)
                     yield Extract(kept, None if lengths is None else retention_count(entry, lengths, unit))
                 previous = entry
 
