@@ -246,6 +246,25 @@ def warn_if_left_out(penalty: Tensor, weights: Tensor) -> None:
     weights.register_hook(look)
 
 
+def at_least_two(kept: Any, width: Any) -> Any:
+    """The width that a traced encoder leaves, as each way of tracing takes it.
+
+    Args:
+        kept: the width by the count; symbolic, or for torch.jit a tensor.
+        width: T, what `kept` cannot exceed.
+    """
+    if isinstance(kept, Tensor):
+        return kept.clamp(min=2)
+    kept = torch.sym_max(kept, 2)
+    if torch.compiler.is_exporting():
+        # torch compares sizes with each other, of a formula in T cannot tell the outcome for every T, and then refuses
+        # a `Dim` with a name. Of a number that is read from a tensor it knows what is checked here, and no more.
+        kept = torch.scalar_tensor(kept, dtype=torch.long).item()
+        torch._check(kept >= 2)
+        torch._check(kept <= width + 1)
+    return kept
+
+
 def feed_forward(forward: Callable[[Tensor], Tensor], chunk_size: int, hidden_states: Tensor) -> Tensor:
     """Upstream's `apply_chunking_to_forward`, for every K: how many word-vectors are left, the user cannot know.
 
@@ -330,8 +349,7 @@ class RetentionEncoderMixin:
                 elif one:
                     yield Extract(1, None, not all_queries)
                 else:
-                    if tracing:
-                        kept = kept.clamp(min=2) if isinstance(kept, Tensor) else torch.sym_max(kept, 2)
+                    kept = at_least_two(kept, width) if tracing else kept
                     yield Extract(kept, None if lengths is None else retention_count(entry, lengths, unit))
                 previous = entry
 
