@@ -13,6 +13,7 @@ ORDER = [
     "configuration_powerbert",
     "varlen",
     "packing",
+    "encoder",
     "elimination",
     "modeling_power",
     "modeling_powerbert",

@@ -102,6 +102,58 @@ def test_inference_is_packed_and_nothing_else_is(host, batch, monkeypatch):
     assert len(calls) == 2
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(5, 15), (5, 9), (1, 12), (2, 12), (12,), (5, 1, 12)])
+def test_a_mask_of_another_shape_is_never_packed(host, batch, shape):
+    """Its rows would be those of other word-vectors. In off mode upstream decides what to make of it."""
+    mask = torch.ones(shape, dtype=torch.long)
+    mask[..., -1] = 0
+    with pytest.raises(ValueError, match=r"must have shape \(batch, length\), here \(5, 12\), .*got \("):
+        host.make(retention_config=[8, 5, 2])(batch["input_ids"], attention_mask=mask)
+
+    def answer(model):
+        try:
+            return model(batch["input_ids"], attention_mask=mask).logits
+        except (RuntimeError, IndexError) as error:
+            return str(error)
+
+    ours, stock = answer(host.make()), answer(host.make_stock())
+    assert ours == stock if isinstance(stock, str) else torch.equal(ours, stock)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"input_ids": torch.ones(2, LONGEST + 1, dtype=torch.long)},
+        {**make_batch([9, 3]), "input_ids": torch.full((2, 9), SMALL["vocab_size"])},
+        {"input_ids": torch.ones(0, 7, dtype=torch.long)},
+        {"input_ids": torch.ones(2, 0, dtype=torch.long)},
+        {"input_ids": torch.ones(7, dtype=torch.long)},
+    ],
+    ids=["too long", "beyond the vocabulary", "no inputs", "no word-vectors", "no batch"],
+)
+def test_what_stock_refuses_is_refused_alike(host, inputs):
+    with pytest.raises((RuntimeError, IndexError, ValueError)) as wanted:
+        host.make_stock()(**inputs)
+    for ours in (host.make(), host.make(retention_config=[8, 5, 2])):
+        with pytest.raises(wanted.type) as found:
+            ours(**inputs)
+        assert str(found.value) == str(wanted.value)
+
+
+@torch.no_grad()
+def test_the_rank_does_not_follow_the_default_dtype(host):
+    model, batch = host.make(retention_config=[40, 20, 9]), make_batch([64, 62, 50, 41])
+    wanted = model(**batch).logits
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = model(**batch).logits
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, wanted)
+
+
 def test_an_attention_of_the_users_own_is_called(host, batch, monkeypatch):
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask

@@ -1,87 +1,27 @@
 # Copyright 2026 The powerbert_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The word-vectors' way through the encoders, for both backbones: attention that also ranks, rules, the loop.
+"""The word-vectors' way through all encoders, for both backbones: a mask and a rule for each, and the loop.
 
-The encoders hand two things on: `hidden_states`, and a [`Kept`] (padded) or [`Packed`] that says which word-vectors
-these are. A rule tells each encoder what to do with them: `None` (keep all), [`Extract`] or [`SoftExtract`]. Every
-forward makes its rules anew from the configuration, so a model keeps no state between calls, and ALBERT can share one
-layer over all depths.
+Every forward makes its rules anew from the configuration, so a model keeps no state between calls, and ALBERT can
+share one layer over all depths.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, is_tracing, logging
 
-from .packing import Packed, attend_all, attend_and_rank
-from .retention import (
-    RetentionMode,
-    extract,
-    rank,
-    retention_count,
-    retention_mass,
-    retention_penalty,
-    significance,
-    soft_extract,
-    soft_extract_weights,
-)
+from .encoder import Extract, Kept, Rule, SoftExtract
+from .packing import Packed
+from .retention import RetentionMode, retention_count, retention_mass, retention_penalty, soft_extract_weights
 
 logger = logging.get_logger(__name__)
-
-
-class Kept(NamedTuple):
-    """Which word-vectors the hidden states hold."""
-
-    mask: Tensor | None
-    """(B, T), true where real; `None` if all are."""
-    positions: Tensor | None
-    """(B, T), the position in the input of each, -1 where not real; `None` if nobody asked."""
-
-    def extract(self, order: Tensor, rule: "Extract", *vectors: Tensor) -> tuple["Kept", list[Tensor]]:
-        """Keep what `rule` says of the word-vectors, and of each (B, T, D) in `vectors`."""
-        kept = extract(order, rule.width, rule.counts)
-        mask, positions = [None if part is None else part.gather(1, kept) for part in self]
-        if rule.counts is not None:
-            filled = torch.arange(rule.width, device=kept.device) < rule.counts[:, None]
-            mask = filled if mask is None else mask & filled
-            positions = None if positions is None else positions.where(filled, -1)
-        return Kept(mask, positions), [
-            part.gather(1, kept[..., None].expand(-1, -1, part.shape[2])) for part in vectors
-        ]
-
-
-class Extract(NamedTuple):
-    """Rule of an encoder in hard mode: the most significant word-vectors go on."""
-
-    width: int
-    """K, the most that an example keeps."""
-    counts: Tensor | None
-    """(B,), how many each example keeps; `None` if all keep `width`."""
-    cls_only: bool = False
-    """Whether [CLS] alone goes on and nobody asked for attentions, which needs no ranking and a single query."""
-
-    def kept(self, packed: Packed) -> list[int]:
-        """How many word-vectors each of the packed inputs keeps."""
-        return [self.width] * len(packed.lengths) if self.counts is None else self.counts.tolist()
-
-
-class SoftExtract(NamedTuple):
-    """Rule of an encoder in soft mode: all go on, each times the weight of its rank."""
-
-    rank_weights: Tensor
-    """(B, T)."""
-
-
-Rule: TypeAlias = Extract | SoftExtract | None
-AnyKept: TypeAlias = Kept | Packed
 
 
 @dataclass
@@ -98,124 +38,6 @@ class PoWERModelOutput(BaseModelOutputWithPooling):
 
     kept_positions: tuple[Tensor, ...] | None = None
     retention_penalty: Tensor | None = None
-
-
-class RankingAttentionMixin:
-    """Self-attention of either host that also ranks the word-vectors, with any attention implementation."""
-
-    config: Any
-    training: bool
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
-    attention_head_size: int
-    scaling: float
-
-    def attend(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Any,
-        kept: AnyKept,
-        rule: Rule,
-        dropout: float,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """`BertSelfAttention.forward`, the first half of `AlbertAttention.forward` (transformers 5.23), and a rank.
-
-        The significance comes from queries and keys, not from the returned weights: sdpa and flash return none, and
-        eager's carry dropout while training.
-
-        Args:
-            hidden_states: (B, T, D).
-            attention_mask: what the attention implementation takes, for T keys and the queries that `rule` leaves.
-            kept: which word-vectors these are.
-            rule: what this encoder does with them.
-            dropout: of the attention weights, while training.
-            kwargs: for the attention implementation.
-
-        Returns:
-            The context (B, Q, D), the attention weights (B, H, Q, T) where the implementation has them, and the
-            positions by rank (B, T) where `rule` needs them. Q is 1 where the rule keeps [CLS] alone, else T.
-        """
-        if isinstance(kept, Packed):
-            return self.attend_packed(hidden_states, kept, rule)
-        cls_only = isinstance(rule, Extract) and rule.cls_only
-        queried = hidden_states[:, :1] if cls_only else hidden_states
-
-        def heads(projection: nn.Module, states: Tensor) -> Tensor:
-            return projection(states).view(*states.shape[:-1], -1, self.attention_head_size).transpose(1, 2)
-
-        query = heads(self.query, queried)
-        key, value = heads(self.key, hidden_states), heads(self.value, hidden_states)
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        context, weights = attention(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        order = None
-        if cls_only:
-            order = torch.zeros(queried.shape[:2], dtype=torch.long, device=queried.device)
-        elif rule is not None:
-            order = rank(significance(query, key, kept.mask, self.scaling), kept.mask)
-        return context.reshape(*queried.shape[:-1], -1).contiguous(), weights, order
-
-    def attend_packed(self, hidden_states: Tensor, packed: Packed, rule: Rule) -> tuple[Tensor, None, Tensor | None]:
-        """The same for packed word-vectors (1, S, D), without gradient: context of those that stay, and their rows."""
-        states = hidden_states[0]
-        rows = None
-        if isinstance(rule, Extract) and rule.cls_only:
-            rows = torch.tensor(packed.starts(), device=states.device)
-
-        def heads(projection: nn.Module, states: Tensor) -> Tensor:
-            return projection(states).unflatten(-1, (-1, self.attention_head_size))
-
-        query = heads(self.query, states if rows is None else states[rows])
-        key, value = heads(self.key, states), heads(self.value, states)
-        if isinstance(rule, Extract) and rows is None:
-            context, rows = attend_and_rank(query, key, value, packed, rule.kept(packed), self.scaling)
-        else:
-            context = attend_all(query, key, value, packed, self.scaling)
-        return context.flatten(1)[None], None, rows
-
-
-def retain(
-    project: Callable[[Tensor, Tensor], Tensor],
-    context: Tensor,
-    residual: Tensor,
-    order: Tensor | None,
-    kept: AnyKept,
-    rule: Rule,
-) -> tuple[Tensor, AnyKept]:
-    """From the context to the word-vectors that enter the feed-forward network.
-
-    `project` is the rest of the host's attention: output projection, residual, LayerNorm. It acts on each word-vector
-    alone, so Extract comes before it and saves its work; Soft-extract comes after it, as in the paper.
-
-    Args:
-        project: takes context and residual, both (B, K, D), to (B, K, D).
-        context: (B, Q, D) from `attend`.
-        residual: (B, T, D), the encoder's input.
-        order: (B, T) from `attend`.
-        kept: which word-vectors the encoder received.
-        rule: what to do with them.
-
-    Returns:
-        (B, K, D), and which word-vectors these are.
-    """
-    if rule is None or order is None:
-        return project(context, residual), kept
-    if isinstance(rule, SoftExtract):
-        return soft_extract(project(context, residual), order, rule.rank_weights), kept
-    if isinstance(kept, Packed):
-        return project(context, residual.index_select(1, order)), Packed(rule.kept(kept))
-    kept, (context, residual) = kept.extract(order, rule, context, residual)
-    return project(context, residual), kept
 
 
 def warn_if_left_out(penalty: Tensor, weights: Tensor) -> None:
@@ -246,20 +68,23 @@ def warn_if_left_out(penalty: Tensor, weights: Tensor) -> None:
     weights.register_hook(look)
 
 
-def feed_forward(forward: Callable[[Tensor], Tensor], chunk_size: int, hidden_states: Tensor) -> Tensor:
-    """Upstream's `apply_chunking_to_forward`, for every K: how many word-vectors are left, the user cannot know.
+def at_least_two(kept: Any, width: Any) -> Any:
+    """The width that a traced encoder leaves, as each way of tracing takes it.
 
     Args:
-        forward: takes (B, K, D) to (B, K, D), each word-vector alone.
-        chunk_size: how many word-vectors to take at a time, which saves memory; 0 takes all.
-        hidden_states: (B, K, D).
-
-    Returns:
-        (B, K, D).
+        kept: the width by the count; symbolic, or for torch.jit a tensor.
+        width: T, what `kept` cannot exceed.
     """
-    if chunk_size == 0:
-        return forward(hidden_states)
-    return torch.cat([forward(chunk) for chunk in hidden_states.split(chunk_size, dim=1)], dim=1)
+    if isinstance(kept, Tensor):
+        return kept.clamp(min=2)
+    kept = torch.sym_max(kept, 2)
+    if torch.compiler.is_exporting():
+        # torch compares sizes with each other, of a formula in T cannot tell the outcome for every T, and then refuses
+        # a `Dim` with a name. Of a number that is read from a tensor it knows what is checked here, and no more.
+        kept = torch.scalar_tensor(kept, dtype=torch.long).item()
+        torch._check(kept >= 2)
+        torch._check(kept <= width + 1)
+    return kept
 
 
 class RetentionEncoderMixin:
@@ -330,7 +155,7 @@ class RetentionEncoderMixin:
                 elif one:
                     yield Extract(1, None, not all_queries)
                 else:
-                    kept = torch.sym_max(kept, 2) if tracing else kept
+                    kept = at_least_two(kept, width) if tracing else kept
                     yield Extract(kept, None if lengths is None else retention_count(entry, lengths, unit))
                 previous = entry
 
@@ -358,10 +183,10 @@ class RetentionEncoderMixin:
         mode = self.config.active_retention_mode
         mask, lengths, positions = attention_mask, None, None
         if mode != "off" or output_kept_positions:
-            if mask is not None and mask.dim() != 2:
+            if mask is not None and mask.shape != (batch_size, width):
                 raise ValueError(
-                    "`attention_mask` must have shape (batch, length) to eliminate word-vectors, got "
-                    f"{tuple(mask.shape)}; pass the tokenizer's mask."
+                    f"`attention_mask` must have shape (batch, length), here {(batch_size, width)}, to eliminate "
+                    f"word-vectors, got {tuple(mask.shape)}; pass the tokenizer's mask."
                 )
             if mask is not None:
                 mask = mask.to(hidden_states.device, torch.bool)

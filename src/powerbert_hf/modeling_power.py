@@ -158,7 +158,7 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        inputs: Any = inputs_embeds if input_ids is None else input_ids
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
         if cls_only and not output_kept_positions and self._can_pack(inputs, attention_mask, kwargs):
             cls = self._packed_cls(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
             return PoWERModelOutput(last_hidden_state=cls, pooler_output=self.pool(cls))
@@ -169,7 +169,7 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         outputs.pooler_output = self.pool(outputs.last_hidden_state)
         return outputs
 
-    def _can_pack(self, inputs: Tensor, attention_mask: Tensor | None, asked: Mapping[str, Any]) -> bool:
+    def _can_pack(self, inputs: Any, attention_mask: Tensor | None, asked: Mapping[str, Any]) -> bool:
         """Whether [CLS] may be computed on packed word-vectors: nobody will see that they were not padded."""
         if torch.is_grad_enabled() or self.training or is_tracing() or self.config.active_retention_mode == "soft":
             return False
@@ -181,9 +181,15 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         # Any other implementation is one that the user means to have called.
         if self.config._attn_implementation not in ("eager", "sdpa"):
             return False
-        if attention_mask is not None and (attention_mask.dim() != 2 or not attention_mask[:, 0].all()):
+        # What upstream refuses goes its way, to be refused alike.
+        if inputs.dim() < 2 or inputs.numel() == 0:
             return False
-        if len(inputs) == 0 or (len(inputs) == 1 and inputs.shape[1] <= _SHORT):
+        # Without a word-vector at position 0 there is no [CLS] to begin with.
+        if attention_mask is not None and not (
+            attention_mask.shape == inputs.shape[:2] and attention_mask[:, 0].all()
+        ):
+            return False
+        if len(inputs) == 1 and inputs.shape[1] <= _SHORT:
             return False
         return self.device.type == "cpu" or (
             self.device.type == "cuda" and self._product_dtype in (torch.float16, torch.bfloat16)
@@ -207,6 +213,8 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         shape = inputs.shape[:2]
         if attention_mask is None:
             attention_mask = torch.ones(shape, device=self.device)
+        if position_ids is None:
+            position_ids = self.embeddings.position_ids[:, : shape[1]]
         packed, rows, places = pack(attention_mask.to(self.device, torch.bool), self._product_dtype)
 
         def take(values: Tensor | None) -> Tensor | None:
@@ -216,7 +224,7 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         embedded = self.embeddings(
             input_ids=take(input_ids),
             token_type_ids=take(token_type_ids),
-            position_ids=(rows % shape[1])[None] if position_ids is None else take(position_ids),
+            position_ids=take(position_ids),
             inputs_embeds=take(inputs_embeds),
         )
         return self.encoder.forward_packed(embedded, packed)[places]

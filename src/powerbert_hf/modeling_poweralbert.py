@@ -20,15 +20,8 @@ from transformers.models.albert.modeling_albert import (
 )
 
 from .configuration_powerbert import PoWERAlbertConfig
-from .elimination import (
-    AnyKept,
-    PoWERModelOutput,
-    RankingAttentionMixin,
-    RetentionEncoderMixin,
-    Rule,
-    feed_forward,
-    retain,
-)
+from .elimination import PoWERModelOutput, RetentionEncoderMixin
+from .encoder import AnyKept, RankingAttentionMixin, Rule, feed_forward, retain
 from .modeling_power import RetentionBaseModelMixin, RetentionSequenceClassifierMixin
 from .packing import Packed
 

@@ -17,7 +17,8 @@ from transformers.models.bert.modeling_bert import (
 )
 
 from .configuration_powerbert import PoWERBertConfig
-from .elimination import AnyKept, RankingAttentionMixin, RetentionEncoderMixin, Rule, feed_forward, retain
+from .elimination import RetentionEncoderMixin
+from .encoder import AnyKept, RankingAttentionMixin, Rule, feed_forward, retain
 from .modeling_power import RetentionBaseModelMixin, RetentionSequenceClassifierMixin
 
 
