@@ -167,7 +167,8 @@ def test_new_weights_are_drawn_as_upstream_draws_them(host):
 def test_import_needs_no_data_or_plotting_library():
     """Beyond what transformers' models need, which in its older versions is sklearn, and so pandas."""
     code = (
-        "import sys, transformers.modeling_utils; before = set(sys.modules); import powerbert_hf; "
+        "import sys, transformers.modeling_utils, transformers.models.bert.modeling_bert, "
+        "transformers.models.auto.modeling_auto; before = set(sys.modules); import powerbert_hf; "
         "print([name for name in ('datasets', 'evaluate', 'pandas', 'sklearn', 'matplotlib') "
         "if name in sys.modules.keys() - before])"
     )

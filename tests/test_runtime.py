@@ -181,12 +181,14 @@ def test_hidden_states_of_chosen_encoders(host, batch):
     ours = host.make(**HARD["words"])
     everything = ours(**batch, output_hidden_states=True).hidden_states
     assert [states.shape[1] for states in everything] == [12, 8, 5, 1]
-    for chosen, indices in ((2, [2]), ([0, 3], [0, 3]), (-1, [3])):
+    stock = host.make_stock()
+    for chosen in (2, [0, 3], -1):
         found = ours(**batch, output_hidden_states=chosen).hidden_states
-        assert len(found) == 4
-        for index, states in enumerate(found):
-            assert (states is not None) == (index in indices)
-            assert states is None or torch.equal(states, everything[index])
+        # Those that stock gives; before transformers 5.23 that is all of them, whatever is asked for.
+        given = [states is not None for states in stock(**batch, output_hidden_states=chosen).hidden_states]
+        assert [states is not None for states in found] == given
+        for states, expected in zip(found, everything, strict=True):
+            assert states is None or torch.equal(states, expected)
 
 
 def test_token_embeddings_and_head_are_resized(host, batch, tmp_path):
@@ -241,11 +243,11 @@ def test_half_precision_at_load_and_on_a_live_model(host, batch, tmp_path, field
 def test_a_configuration_may_ask_for_gradient_checkpointing(host, batch):
     """As old checkpoints do; upstream takes the field out, so that it is not saved again."""
     ours = host.make(**HARD["words"], gradient_checkpointing=True).train()
-    assert ours.is_activation_checkpointing
     assert all(layer.gradient_checkpointing for layer in ours.base_model.encoder.encoders())
     assert not hasattr(ours.config, "gradient_checkpointing")
     ours(**batch, labels=torch.tensor([0, 1, 0, 1, 0])).loss.backward()
-    assert not host.make(**HARD["words"], gradient_checkpointing=False).is_activation_checkpointing
+    without = host.make(**HARD["words"], gradient_checkpointing=False)
+    assert not any(layer.gradient_checkpointing for layer in without.base_model.encoder.encoders())
 
 
 def test_another_retention_length_than_the_checkpoints_is_refused(host, tmp_path):
