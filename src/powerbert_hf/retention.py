@@ -149,9 +149,9 @@ def extract(order: Tensor, width: int, counts: Tensor | None = None) -> Tensor:
     kept = order.index_select(1, torch.arange(width, device=order.device))
     if counts is None:
         return kept.sort(dim=1).values
-    # A surplus position is sorted as if it lay one input further right.
-    surplus = torch.arange(width, device=order.device) >= counts[:, None]
-    return (kept + order.shape[1] * surplus).sort(dim=1).values % order.shape[1]
+    # Surplus positions are sorted as if they lay one input further right, so they stay in their columns.
+    shift = order.shape[1] * (torch.arange(width, device=order.device) >= counts[:, None])
+    return (kept + shift).sort(dim=1).values - shift
 
 
 def soft_extract(hidden_states: Tensor, order: Tensor, rank_weights: Tensor) -> Tensor:
