@@ -23,6 +23,7 @@ ORDER = [
     "tasks",
     "labels",
     "data",
+    "predict",
     "trainer",
     "recipe",
     "report",

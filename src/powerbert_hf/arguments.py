@@ -71,6 +71,31 @@ class RecipeArguments(ModelArguments):
     )
 
 
+@dataclass
+class PredictArguments(ModelArguments):
+    """What to ask a model, and where its answers go."""
+
+    input: str = field(
+        kw_only=True, metadata={"help": "txt (a text a line), csv, tsv, json, jsonl, parquet or arrow."}
+    )
+    output: str = field(
+        kw_only=True, metadata={"help": "csv or jsonl: a row for each row of the input, in its order."}
+    )
+    text_columns: list[str] | None = field(
+        default=None, metadata={"help": "One column, or two for pairs; a single column of texts is found by itself."}
+    )
+    keep_columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns of the input that the output repeats, such as an id."}
+    )
+    max_length: int | None = field(default=None, metadata={"help": "Truncate inputs to this many word-pieces."})
+    batch_size: int = field(default=32, metadata={"help": "Inputs that the model reads at once."})
+    window: int = field(
+        default=8192, metadata={"help": "Rows in memory: they are sorted by length before they make batches."}
+    )
+    bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an output that is there already."})
+
+
 # Upstream takes any number for these and fails, or trains nothing, when a model has been loaded or even trained.
 _RANGES: dict[str, tuple[float, float, str]] = {
     "per_device_train_batch_size": (1, sys.maxsize, "at least 1"),
@@ -80,6 +105,48 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "weight_decay": (0, sys.float_info.max, "finite and at least 0"),
     "seed": (0, 2**32 - 1, "from 0 to 2**32 - 1"),
 }
+
+
+def _parse_all(parser: Any, argv: Sequence[str]) -> list[Any]:
+    """An instance of each of the parser's dataclasses.
+
+    Raises:
+        ValueError: for an option that there is not.
+    """
+    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        name = unknown[0].partition("=")[0].replace("_", "-")
+        options = [option for action in parser._actions for option in action.option_strings if "_" not in option]
+        near = difflib.get_close_matches(name, options, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"`{parser.prog} --help` lists all."
+        raise ValueError(f"There is no option {name}; {remedy}")
+    return parsed
+
+
+def parse_for_model(command: str, argv: Sequence[str], kind: type) -> Any:
+    """Parse the options of a command that trains nothing; the model is the one argument that needs no name.
+
+    Args:
+        command: its name, for messages.
+        argv: what was typed after it.
+        kind: a dataclass of options, such as [`PredictArguments`].
+
+    Returns:
+        An instance of it.
+
+    Raises:
+        ValueError: for an option that there is not.
+    """
+    from transformers import HfArgumentParser
+
+    usage = f"powerbert {command} MODEL [options]"
+    parser = HfArgumentParser(kind, prog=f"powerbert {command}", usage=usage, allow_abbrev=False)
+    return _parse_all(parser, with_model_named(argv))[0]
+
+
+def with_model_named(argv: Sequence[str]) -> list[str]:
+    """The model may come first, without a name; everything else has one."""
+    return ["--model", *argv] if argv and not argv[0].startswith("-") else list(argv)
 
 
 def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: bool = False) -> tuple[Any, ...]:
@@ -117,13 +184,7 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
     parser.set_defaults(**defaults, task=task, use_cpu=not accelerated, dataloader_pin_memory=accelerated)
     if require_output:
         parser.set_defaults(output_dir=None)
-    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if unknown:
-        name = unknown[0].partition("=")[0].replace("_", "-")
-        options = [option for action in parser._actions for option in action.option_strings if "_" not in option]
-        near = difflib.get_close_matches(name, options, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"`powerbert {command} --help` lists all."
-        raise ValueError(f"There is no option {name}; {remedy}")
+    parsed = _parse_all(parser, argv)
     args = parsed[-1]
     if require_output and args.output_dir in (None, "trainer_output"):
         raise ValueError("`--output-dir` must be given: it takes the three models and the report.")
