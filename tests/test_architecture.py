@@ -20,6 +20,7 @@ ORDER = [
     "cost",
     "benchmark",
     "checkpoint",
+    "export",
     "tasks",
     "labels",
     "data",

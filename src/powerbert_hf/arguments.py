@@ -96,6 +96,17 @@ class PredictArguments(ModelArguments):
     overwrite: bool = field(default=False, metadata={"help": "Replace an output that is there already."})
 
 
+@dataclass
+class ExportArguments(ModelArguments):
+    """What to write, and where."""
+
+    output_dir: str = field(kw_only=True, metadata={"help": "A new folder: model.onnx, tokenizer, config.json."})
+    int8: bool = field(default=False, metadata={"help": "Linear layers in int8, quantised dynamically."})
+    stock: bool = field(
+        default=False, metadata={"help": "Not ONNX: the weights as a plain BERT or ALBERT checkpoint."}
+    )
+
+
 # Upstream takes any number for these and fails, or trains nothing, when a model has been loaded or even trained.
 _RANGES: dict[str, tuple[float, float, str]] = {
     "per_device_train_batch_size": (1, sys.maxsize, "at least 1"),

@@ -18,6 +18,7 @@ from typing import Any
 from . import __version__
 from .arguments import (
     DataArguments,
+    ExportArguments,
     ModelArguments,
     PredictArguments,
     RecipeArguments,
@@ -30,7 +31,7 @@ from .arguments import (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 2 for input that it cannot use, 130 if interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": _train, "evaluate": _evaluate, "predict": _predict, "demo": _demo}
+    commands = {"train": _train, "evaluate": _evaluate, "predict": _predict, "export": _export, "demo": _demo}
     parser = argparse.ArgumentParser(
         prog="powerbert",
         description="Your own BERT or ALBERT classifier, on fewer word-vectors.",
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "command",
         choices=commands,
         help="train: fine-tune, search the configuration, re-train; evaluate: measure a model; "
-        "predict: label the texts of a file; demo: train on a small generated task",
+        "predict: label the texts of a file; export: to ONNX; demo: train on a small generated task",
     )
     known = parser.parse_args(argv[:1])
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -164,6 +165,19 @@ def _predict(argv: list[str]) -> None:
     fields = {**asdict(options), **columns}
     rows = predict_file(fields.pop("model"), fields.pop("input"), fields.pop("output"), **fields)
     _say(f"{rows} rows answered in {options.output}")
+
+
+def _export(argv: list[str]) -> None:
+    options = parse_for_model("export", argv, ExportArguments)
+    from .export import export_folder
+
+    # It warns of what it would need for images.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    difference = export_folder(options.model, options.output_dir, options.int8, options.stock)
+    checked = (
+        "" if difference is None else f"; on ONNX Runtime its logits are at most {difference:.1g} off the model's"
+    )
+    _say(f"{options.output_dir} holds the model{checked}")
 
 
 def _demo(argv: list[str]) -> None:
