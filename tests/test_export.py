@@ -66,6 +66,11 @@ def test_onnx_runtime_gives_the_same_logits_at_every_batch_and_length(name, fiel
         everything = Host(name).make(retention_config=[1.0] * 3, retention_unit="fraction")
         moved = (everything(**inputs).logits - ours(**inputs).logits).abs().max()
     assert not fields or moved > 1e-3
+    import onnx
+
+    # The scores of each encoder once, for the context and for the significance.
+    kinds = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert kinds.count("Softmax") == 3
 
 
 @slow
