@@ -28,21 +28,16 @@ def test_cost_equals_reference(lengths, cls_only):
 
 @pytest.mark.parametrize("padded", [True, False])
 def test_cost_is_what_torch_counts(padded):
-    """Of two unpadded texts; torch sees the pooler and the classifier too, and on the padded path the significance."""
+    """Of two unpadded texts; torch sees the pooler and the classifier too, the significance costs no product."""
     host = Host("bert")
     model = host.make(retention_config=[10, 6, 3], attn_implementation="eager")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.ones(2, 12, dtype=torch.long), output_kept_positions=padded)
     pooler_and_classifier = 32 * 32 + 32 * 2
-    if padded:
-        significance = 32 * (12 * 12 + 10 * 10)
-        not_seen = 0
-    else:
-        significance = 0
-        # The last encoder's one query goes to flash attention, which torch does not count on a CPU.
-        not_seen = 2 * 6 * 32
+    # Packed, the last encoder's one query goes to flash attention, which torch does not count on a CPU.
+    not_seen = 0 if padded else 2 * 6 * 32
     expected = cost.multiply_accumulates(model.config, torch.tensor([12])).item()
-    assert counter.get_total_flops() / 2 / 2 == expected + significance + pooler_and_classifier - not_seen
+    assert counter.get_total_flops() / 2 / 2 == expected + pooler_and_classifier - not_seen
 
 
 def test_share_kept_counts_word_vectors_not_averages():

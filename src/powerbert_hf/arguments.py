@@ -114,6 +114,42 @@ class BenchmarkArguments(ModelArguments):
     overwrite: bool = field(default=False, metadata={"help": "Replace these files."})
 
 
+@dataclass
+class PredictArguments(ModelArguments):
+    """What to ask a model, and where its answers go."""
+
+    input: str = field(
+        kw_only=True, metadata={"help": "txt (a text a line), csv, tsv, json, jsonl, parquet or arrow."}
+    )
+    output: str = field(
+        kw_only=True, metadata={"help": "csv or jsonl: a row for each row of the input, in its order."}
+    )
+    text_columns: list[str] | None = field(
+        default=None, metadata={"help": "One column, or two for pairs; a single column of texts is found by itself."}
+    )
+    keep_columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns of the input that the output repeats, such as an id."}
+    )
+    max_length: int | None = field(default=None, metadata={"help": "Truncate inputs to this many word-pieces."})
+    batch_size: int = field(default=32, metadata={"help": "Inputs that the model reads at once."})
+    window: int = field(
+        default=8192, metadata={"help": "Rows in memory: they are sorted by length before they make batches."}
+    )
+    bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an output that is there already."})
+
+
+@dataclass
+class ExportArguments(ModelArguments):
+    """What to write, and where."""
+
+    output_dir: str = field(kw_only=True, metadata={"help": "A new folder: model.onnx, tokenizer, config.json."})
+    int8: bool = field(default=False, metadata={"help": "Linear layers in int8, quantised dynamically."})
+    stock: bool = field(
+        default=False, metadata={"help": "Not ONNX: the weights as a plain BERT or ALBERT checkpoint."}
+    )
+
+
 # Upstream takes any number for these and fails, or trains nothing, when a model has been loaded or even trained.
 _RANGES: dict[str, tuple[float, float, str]] = {
     "per_device_train_batch_size": (1, sys.maxsize, "at least 1"),
@@ -125,16 +161,8 @@ _RANGES: dict[str, tuple[float, float, str]] = {
 }
 
 
-def parse_known(parser: Any, command: str, argv: Sequence[str]) -> tuple[Any, ...]:
-    """Parse options that a parser has.
-
-    Args:
-        parser: an `HfArgumentParser`.
-        command: its name, for messages.
-        argv: what was typed after it.
-
-    Returns:
-        An instance of each of the parser's dataclasses.
+def _parse_all(parser: Any, argv: Sequence[str]) -> list[Any]:
+    """An instance of each of the parser's dataclasses.
 
     Raises:
         ValueError: for an option that there is not.
@@ -144,9 +172,35 @@ def parse_known(parser: Any, command: str, argv: Sequence[str]) -> tuple[Any, ..
         name = unknown[0].partition("=")[0].replace("_", "-")
         options = [option for action in parser._actions for option in action.option_strings if "_" not in option]
         near = difflib.get_close_matches(name, options, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"`powerbert {command} --help` lists all."
+        remedy = f"did you mean {near[0]}?" if near else f"`{parser.prog} --help` lists all."
         raise ValueError(f"There is no option {name}; {remedy}")
-    return tuple(parsed)
+    return parsed
+
+
+def parse_for_model(command: str, argv: Sequence[str], kind: type) -> Any:
+    """Parse the options of a command that trains nothing; the model is the one argument that needs no name.
+
+    Args:
+        command: its name, for messages.
+        argv: what was typed after it.
+        kind: a dataclass of options, such as [`PredictArguments`].
+
+    Returns:
+        An instance of it.
+
+    Raises:
+        ValueError: for an option that there is not.
+    """
+    from transformers import HfArgumentParser
+
+    usage = f"powerbert {command} MODEL [options]"
+    parser = HfArgumentParser(kind, prog=f"powerbert {command}", usage=usage, allow_abbrev=False)
+    return _parse_all(parser, with_model_named(argv))[0]
+
+
+def with_model_named(argv: Sequence[str]) -> list[str]:
+    """The model may come first, without a name; everything else has one."""
+    return ["--model", *argv] if argv and not argv[0].startswith("-") else list(argv)
 
 
 def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: bool = False) -> tuple[Any, ...]:
@@ -184,7 +238,7 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
     parser.set_defaults(**defaults, task=task, use_cpu=not accelerated, dataloader_pin_memory=accelerated)
     if require_output:
         parser.set_defaults(output_dir=None)
-    parsed = parse_known(parser, command, argv)
+    parsed = _parse_all(parser, argv)
     args = parsed[-1]
     if require_output and args.output_dir in (None, "trainer_output"):
         raise ValueError("`--output-dir` must be given: it takes the three models and the report.")
@@ -196,4 +250,4 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
             raise ValueError(f"`--{option}` must be {meaning}, got {value}; leave it out for the default.")
     if not (args.max_steps > 0 or 0 < args.num_train_epochs < math.inf):
         raise ValueError(f"`--num-train-epochs` must be above 0, got {args.num_train_epochs}; 3 is the default.")
-    return parsed
+    return tuple(parsed)

@@ -16,13 +16,30 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .arguments import BenchmarkArguments, DataArguments, ModelArguments, RecipeArguments, parse, parse_known
+from .arguments import (
+    BenchmarkArguments,
+    DataArguments,
+    ExportArguments,
+    ModelArguments,
+    PredictArguments,
+    RecipeArguments,
+    parse,
+    parse_for_model,
+    with_model_named,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 2 for input that it cannot use, 130 if interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": _train, "evaluate": _evaluate, "benchmark": _benchmark, "demo": _demo}
+    commands = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "predict": _predict,
+        "benchmark": _benchmark,
+        "export": _export,
+        "demo": _demo,
+    }
     parser = argparse.ArgumentParser(
         prog="powerbert",
         description="Your own BERT or ALBERT classifier, on fewer word-vectors.",
@@ -33,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "command",
         choices=commands,
         help="train: fine-tune, search the configuration, re-train; evaluate: measure a model; "
-        "benchmark: time a model against stock; demo: train on a small generated task",
+        "predict: label the texts of a file; benchmark: time a model against stock; export: to ONNX; "
+        "demo: train on a small generated task",
     )
     known = parser.parse_args(argv[:1])
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -121,10 +139,8 @@ def _evaluate(argv: list[str]) -> None:
     from .recipe import check_labels, evaluate_model, load_classifier
     from .trainer import PoWERTrainingArguments
 
-    # The model is the one positional argument; everything else has a name.
-    if argv and not argv[0].startswith("-"):
-        argv = ["--model", *argv]
-    model_args, data_args, args = parse("evaluate", argv, [ModelArguments, DataArguments, PoWERTrainingArguments])
+    kinds = [ModelArguments, DataArguments, PoWERTrainingArguments]
+    model_args, data_args, args = parse("evaluate", with_model_named(argv), kinds)
     if data_args.dataset is None and data_args.train_file is None:
         # Files to measure on need no training split.
         if data_args.eval_file is None:
@@ -150,17 +166,11 @@ def _evaluate(argv: list[str]) -> None:
 
 
 def _benchmark(argv: list[str]) -> None:
-    from transformers import HfArgumentParser
-
+    options = parse_for_model("benchmark", argv, BenchmarkArguments)
     from .recipe import write_json
     from .speed import run_benchmarks
     from .speed_report import format_measurement, format_setting, plot
 
-    usage = "powerbert benchmark MODEL --lengths rte [options]"
-    parser = HfArgumentParser(BenchmarkArguments, prog="powerbert benchmark", usage=usage, allow_abbrev=False)
-    # The model is the one positional argument, as of `evaluate`.
-    typed = ["--model", *argv] if argv and not argv[0].startswith("-") else argv
-    (options,) = parse_known(parser, "benchmark", typed)
     options.text_columns = _names(options.text_columns)
     command = {"command": ["powerbert", "benchmark", *argv], "version": __version__}
     found = run_benchmarks(options)
@@ -174,6 +184,30 @@ def _benchmark(argv: list[str]) -> None:
             write_json(Path(options.output), {**command, **setting, "measurements": measurements})
     if options.plot is not None:
         plot(setting, measurements, options.plot)
+
+
+def _predict(argv: list[str]) -> None:
+    options = parse_for_model("predict", argv, PredictArguments)
+    from .predict import predict_file
+
+    _quiet_datasets()
+    columns = {name: _names(getattr(options, name)) for name in ("text_columns", "keep_columns")}
+    fields = {**asdict(options), **columns}
+    rows = predict_file(fields.pop("model"), fields.pop("input"), fields.pop("output"), **fields)
+    _say(f"{rows} rows answered in {options.output}")
+
+
+def _export(argv: list[str]) -> None:
+    options = parse_for_model("export", argv, ExportArguments)
+    from .export import export_folder
+
+    # It warns of what it would need for images.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    difference = export_folder(options.model, options.output_dir, options.int8, options.stock)
+    checked = (
+        "" if difference is None else f"; on ONNX Runtime its logits are at most {difference:.1g} off the model's"
+    )
+    _say(f"{options.output_dir} holds the model{checked}")
 
 
 def _demo(argv: list[str]) -> None:
@@ -204,8 +238,7 @@ def _load_data(data_args: DataArguments, model: str, seed: int, measure_only: bo
     from .data import load_splits, prepare_data
     from .tasks import TASKS
 
-    # What it logs as an error it raises too. It sets its level when it is imported, so not any earlier.
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)
+    _quiet_datasets()
     config = load_config(model)
     tokenizer = load_tokenizer(model, config)
     task = TASKS[data_args.task] if data_args.task else None
@@ -226,6 +259,11 @@ def _load_data(data_args: DataArguments, model: str, seed: int, measure_only: bo
         source,
         measure_only,
     )
+
+
+def _quiet_datasets() -> None:
+    """What it logs as an error it raises too. It sets its level when it is imported, so not any earlier."""
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)
 
 
 def _names(typed: list[str] | None) -> list[str] | None:

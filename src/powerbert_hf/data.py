@@ -3,7 +3,7 @@
 """Reading data: a data set by name or files, its columns, tokenised for a `Trainer`."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # Readers of `datasets`, by the ending of a file's name.
 _READERS = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet", "arrow": "arrow"}
+# What to do with a file that cannot be read.
+REPAIR = "repair or convert it, a text file to UTF-8"
 
 
 @dataclass(frozen=True)
@@ -122,24 +124,38 @@ def load_splits(
     raise ValueError(f"Data set {dataset!r} has no split to report on, got {list(splits)}; pass `--eval-file`.")
 
 
+def file_reader(path: str, more: Mapping[str, str] | None = None) -> tuple[str, dict[str, Any]]:
+    """The reader of `datasets` for a file, and its options.
+
+    Args:
+        path: of the file.
+        more: readers by ending, beyond those of data that has labels.
+
+    Raises:
+        ValueError: where there is no such file, or no reader for it.
+    """
+    readers = {**_READERS, **(more or {})}
+    ending = Path(path).suffix.lstrip(".").lower()
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file {path}; check the path.")
+    if ending not in readers:
+        raise ValueError(f"Files must end in {', '.join(sorted(readers))}, got {path}; convert it.")
+    if readers[ending] != "csv":
+        return readers[ending], {}
+    # Only an empty field is a missing one: "None" and "NA" are words.
+    return "csv", {"sep": "\t" if ending == "tsv" else ",", "keep_default_na": False, "na_values": [""]}
+
+
 def read_file(path: str) -> Dataset:
     """Read a table: csv, tsv, json, jsonl, parquet or arrow.
 
     Raises:
         ValueError: for another kind of file, or for one that cannot be read or holds no rows.
     """
-    ending = Path(path).suffix.lstrip(".").lower()
-    if not Path(path).is_file():
-        raise ValueError(f"There is no file {path}; check the path.")
-    if ending not in _READERS:
-        raise ValueError(f"Files must end in {', '.join(sorted(_READERS))}, got {path}; convert it.")
-    options: dict[str, Any] = {}
-    if _READERS[ending] == "csv":
-        # Only an empty field is a missing one: "None" and "NA" are words.
-        options = {"sep": "\t" if ending == "tsv" else ",", "keep_default_na": False, "na_values": [""]}
+    reader, options = file_reader(path)
     try:
-        with reading(path, "repair or convert it, a text file to UTF-8"):
-            return datasets.load_dataset(_READERS[ending], data_files=path, split="train", **options)
+        with reading(path, REPAIR):
+            return datasets.load_dataset(reader, data_files=path, split="train", **options)
     except ValueError as error:
         if "corresponds to no data" not in str(error):
             raise
@@ -180,6 +196,37 @@ def choose_columns(
     if not set(chosen).isdisjoint(labels):
         raise ValueError(f"A label must not be a text, got {' '.join(chosen)} and {' '.join(labels)}; name others.")
     return chosen, labels
+
+
+def input_limit(
+    tokenizer: Any, config: Any, texts: int, max_length: int | None = None, default: int | None = None
+) -> int:
+    """How many word-pieces an input may have; longer ones are cut.
+
+    Args:
+        tokenizer: the model's.
+        config: the model's.
+        texts: of an input, 1 or 2.
+        max_length: what was asked for.
+        default: if nothing was; at most what tokenizer and model take.
+
+    Raises:
+        ValueError: for a length that leaves no room or that the model does not take, or for two texts where it reads
+            one.
+    """
+    if texts > config.type_vocab_size and "token_type_ids" in tokenizer.model_input_names:
+        raise ValueError(
+            f"A model that reads two texts must have a `type_vocab_size` of 2, got {config.type_vocab_size} in its "
+            "configuration; join the texts into one column."
+        )
+    longest = min(tokenizer.model_max_length, config.max_position_embeddings)
+    shortest = tokenizer.num_special_tokens_to_add(pair=texts > 1) + texts
+    if max_length is not None and not shortest <= max_length <= longest:
+        raise ValueError(
+            f"`max_length` must lie between {shortest}, one word-piece a text, and {longest}, what the model takes, "
+            f"got {max_length}; leave it out for the longest."
+        )
+    return min(max_length or default or longest, longest)
 
 
 def tokenize(
@@ -245,19 +292,7 @@ def prepare_data(
             raise ValueError(f"`{name}` must be at least 1, got {value}; leave it out to take all.")
     texts, columns = choose_columns(train, text_columns, label_column, task)
     choose_columns(held_out, texts, columns, task)
-    if len(texts) > config.type_vocab_size and "token_type_ids" in tokenizer.model_input_names:
-        raise ValueError(
-            f"A model that reads two texts must have a `type_vocab_size` of 2, got {config.type_vocab_size} in its "
-            "configuration; join the texts into one column."
-        )
-    longest = min(tokenizer.model_max_length, config.max_position_embeddings)
-    shortest = tokenizer.num_special_tokens_to_add(pair=len(texts) > 1) + len(texts)
-    if max_length is not None and not shortest <= max_length <= longest:
-        raise ValueError(
-            f"`max_length` must lie between {shortest}, one word-piece a text, and {longest}, what the model takes, "
-            f"got {max_length}; leave it out for the longest."
-        )
-    limit = min(max_length or (task and task.max_length) or longest, longest)
+    limit = input_limit(tokenizer, config, len(texts), max_length, task.max_length if task else None)
     expected = named_labels(config) or (task.label_names if task else ())
     train_labels, eval_labels, names, problem_type = read_labels(train, held_out, columns, expected, measure_only)
     splits = []

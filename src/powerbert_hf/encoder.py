@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from .packing import Packed, attend_all, attend_and_rank
-from .retention import extract, rank, significance, soft_extract
+from .retention import attention_received, extract, rank, significance, soft_extract
 
 
 class Kept(NamedTuple):
@@ -34,9 +34,14 @@ class Kept(NamedTuple):
             filled = torch.arange(rule.width, device=kept.device) < rule.counts[:, None]
             mask = filled if mask is None else mask & filled
             positions = None if positions is None else positions.where(filled, -1)
-        return Kept(mask, positions), [
-            part.gather(1, kept[..., None].expand(-1, -1, part.shape[2])) for part in vectors
-        ]
+        # Whole rows, not element by element: cheaper in ONNX.
+        example = torch.arange(kept.shape[0], device=kept.device)[:, None]
+
+        def rows(part: Tensor) -> Tensor:
+            chosen = (kept + example * part.shape[1]).flatten()
+            return part.flatten(0, 1).index_select(0, chosen).unflatten(0, kept.shape)
+
+        return Kept(mask, positions), [rows(part) for part in vectors]
 
 
 class Extract(NamedTuple):
@@ -87,8 +92,8 @@ class RankingAttentionMixin:
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """`BertSelfAttention.forward`, the first half of `AlbertAttention.forward` (transformers 5.23), and a rank.
 
-        The significance comes from queries and keys, not from the returned weights: sdpa and flash return none, and
-        eager's carry dropout while training.
+        The significance comes from queries and keys, or, for free, from eager's weights where neither dropout nor
+        rounding has touched them; sdpa and flash return none, flex something else.
 
         Args:
             hidden_states: (B, T, D).
@@ -127,7 +132,12 @@ class RankingAttentionMixin:
         if cls_only:
             order = torch.zeros(queried.shape[:2], dtype=torch.long, device=queried.device)
         elif rule is not None:
-            order = rank(significance(query, key, kept.mask, self.scaling), kept.mask)
+            exact = not self.training and weights is not None and weights.dtype == torch.float32
+            if exact and self.config._attn_implementation == "eager":
+                received = attention_received(weights, kept.mask)
+            else:
+                received = significance(query, key, kept.mask, self.scaling)
+            order = rank(received, kept.mask)
         return context.reshape(*queried.shape[:-1], -1).contiguous(), weights, order
 
     def attend_packed(self, hidden_states: Tensor, packed: Packed, rule: Rule) -> tuple[Tensor, None, Tensor | None]:

@@ -47,6 +47,8 @@ _ONE = 1 << 40
 # ceil(f * n) must not round up because a fraction such as 7/30 is not a binary number.
 _COUNT_SLACK = 1e-6
 _MASS_SLACK = 1e-4
+# Further right than any position. A constant: not every exporter can multiply by a symbolic size.
+_BEYOND = 1 << 32
 
 
 @torch.no_grad()
@@ -149,9 +151,9 @@ def extract(order: Tensor, width: int, counts: Tensor | None = None) -> Tensor:
     kept = order.index_select(1, torch.arange(width, device=order.device))
     if counts is None:
         return kept.sort(dim=1).values
-    # A surplus position is sorted as if it lay one input further right.
-    surplus = torch.arange(width, device=order.device) >= counts[:, None]
-    return (kept + order.shape[1] * surplus).sort(dim=1).values % order.shape[1]
+    # Surplus positions are sorted as if they lay further right than any other, so they stay in their columns.
+    shift = _BEYOND * (torch.arange(width, device=order.device) >= counts[:, None])
+    return (kept + shift).sort(dim=1).values - shift
 
 
 def soft_extract(hidden_states: Tensor, order: Tensor, rank_weights: Tensor) -> Tensor:

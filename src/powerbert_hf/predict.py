@@ -1,0 +1,246 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Texts in, predictions out: read a window at a time, run in batches of like length, answered in the input's order."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice, tee
+from pathlib import Path
+from reprlib import repr as shortened
+from typing import Any, TextIO
+
+import datasets
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+
+from .checkpoint import load_classifier, load_tokenizer, reading
+from .data import REPAIR, file_reader, input_limit
+
+Row = dict[str, Any]
+# Rows that tell which columns hold texts.
+_HEAD = 100
+
+
+def predict(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str | Sequence[str]],
+    batch_size: int = 32,
+    window: int = 8192,
+    max_length: int | None = None,
+    bf16: bool = False,
+) -> Iterator[Row]:
+    """Answers to texts, in their order; a window of them is in memory at a time.
+
+    Args:
+        model: a sequence classifier, of this package or upstream's; it is put into evaluation mode.
+        tokenizer: the model's.
+        texts: each a text, or each a pair of texts.
+        batch_size: inputs that the model reads at once.
+        window: texts that are sorted by length before they make batches.
+        max_length: word-pieces to truncate to; `None` is what tokenizer and model take.
+        bf16: compute in bfloat16.
+
+    Yields:
+        For each text `{"label": name, "score": probability}`; for several labels a text `{"labels": names, "scores":
+        probabilities}` of those above a half; for a regression, and any model with one output, `{"value": number}`.
+
+    Raises:
+        ValueError: for a size that is not at least 1, or where a text is missing.
+    """
+    for name, value in (("batch_size", batch_size), ("window", window)):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    model.eval()
+    collate, answer = DataCollatorWithPadding(tokenizer), _answer_for(model.config)
+    rest, done, parts, limit = iter(texts), 0, 0, None
+    while part := list(islice(rest, window)):
+        parts = parts or _parts(part[0])
+        for number, text in enumerate(part, done + 1):
+            pieces = [text] if parts == 1 else text
+            if _parts(text) != parts or not all(isinstance(piece, str) for piece in pieces):
+                wanted = "a text" if parts == 1 else "two texts"
+                raise ValueError(f"Row {number} must hold {wanted}, got {shortened(text)}; fill or drop it.")
+        limit = limit or input_limit(tokenizer, model.config, parts, max_length)
+        columns = [part] if parts == 1 else [list(column) for column in zip(*part, strict=True)]
+        encoded = tokenizer(*columns, truncation=True, max_length=limit)
+        features = [{name: values[row] for name, values in encoded.items()} for row in range(len(part))]
+        yield from map(answer, _logits(model, features, collate, batch_size, bf16))
+        done += len(part)
+
+
+def predict_file(
+    model: str | Path,
+    source: str | Path,
+    target: str | Path,
+    text_columns: Sequence[str] | None = None,
+    keep_columns: Sequence[str] | None = None,
+    max_length: int | None = None,
+    batch_size: int = 32,
+    window: int = 8192,
+    bf16: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Answer every row of a file in another, which is either complete or not there; of neither all is in memory.
+
+    Args:
+        model: a Hub id or a folder: BERT or ALBERT, stock or ours, with a classification head.
+        source: txt with a text a line, csv, tsv, json, jsonl, parquet or arrow.
+        target: csv or jsonl; has the kept columns and what [`predict`] yields, in csv several labels as a JSON list.
+        text_columns: one, or two for pairs; `None` where there is but one column of texts.
+        keep_columns: of the source, to be repeated.
+        max_length: see [`predict`].
+        batch_size: see [`predict`].
+        window: see [`predict`].
+        bf16: see [`predict`].
+        overwrite: replace a target that is there.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        ValueError: for files, columns, texts or a model that cannot be used; the target stays as it was.
+    """
+    source, target = Path(source), Path(target)
+    if target.suffix.lower() not in _WRITERS:
+        raise ValueError(f"The output must end in {' or '.join(_WRITERS)}, got {target}; choose another name.")
+    if target.is_dir() or (target.exists() and not overwrite):
+        raise ValueError(f"{target} is there already; choose another output, or pass `--overwrite`.")
+    if not target.parent.is_dir():
+        raise ValueError(f"There is no folder {target.parent} for the output; make it, or choose another.")
+    head, rows = _open_rows(str(source))
+    texts, kept = _choose_columns(head, text_columns, keep_columns or ())
+    classifier = load_classifier(model, needs_head=True)
+    tokenizer = load_tokenizer(model, classifier.config)
+    if torch.accelerator.is_available():
+        classifier.to(torch.accelerator.current_accelerator())
+
+    def text_of(row: Row) -> Any:
+        return row.get(texts[0]) if len(texts) == 1 else [row.get(name) for name in texts]
+
+    to_read, to_keep = tee(rows)
+    answers = predict(classifier, tokenizer, map(text_of, to_read), batch_size, window, max_length, bf16)
+    write, partial = _WRITERS[target.suffix.lower()], target.with_name(f"{target.name}.partial")
+    done = 0
+    try:
+        with open(partial, "w", newline="", encoding="utf-8") as file:
+            # The answers first: the other branch of `tee` then holds what a window holds, and no row too many.
+            for answer, row in tqdm(zip(answers, to_keep, strict=False), desc="predict", unit=" rows", disable=None):
+                write(file, {**{name: row.get(name) for name in kept}, **answer}, done == 0)
+                done += 1
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+    return done
+
+
+def _parts(text: Any) -> int:
+    return len(text) if isinstance(text, (tuple, list)) else 1
+
+
+@torch.inference_mode()
+def _logits(
+    model: PreTrainedModel,
+    features: Sequence[Row],
+    collate: Callable[[list[Row]], Any],
+    batch_size: int,
+    bf16: bool,
+) -> Tensor:
+    """(N, labels) in float32 on the CPU, in the order of the features."""
+    order = sorted(range(len(features)), key=lambda row: len(features[row]["input_ids"]))
+    logits = []
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        for start in range(0, len(order), batch_size):
+            batch = collate([features[row] for row in order[start : start + batch_size]])
+            logits.append(model(**batch.to(model.device)).logits)
+    return torch.cat(logits).float().cpu()[torch.tensor(order).argsort()]
+
+
+def _answer_for(config: Any) -> Callable[[Tensor], Row]:
+    """What a row of logits says, see [`predict`]."""
+    names = [config.id2label[number] for number in range(config.num_labels)]
+
+    def several(logits: Tensor) -> Row:
+        found = [(name, score) for name, score in zip(names, logits.sigmoid().tolist(), strict=True) if score > 0.5]
+        return {"labels": [name for name, _ in found], "scores": [score for _, score in found]}
+
+    def one(logits: Tensor) -> Row:
+        score, number = logits.softmax(dim=0).max(dim=0)
+        return {"label": names[int(number)], "score": score.item()}
+
+    if config.problem_type == "multi_label_classification":
+        return several
+    return one if len(names) > 1 else lambda logits: {"value": logits.item()}
+
+
+def _open_rows(path: str) -> tuple[list[Row], Iterator[Row]]:
+    """The first rows of a file, and all of them; these are read as they are wanted, those of a csv file as texts.
+
+    Raises:
+        ValueError: for a file that cannot be read, or that holds no rows.
+    """
+    reader, options = file_reader(path, {"txt": "text"})
+
+    def stream(**features: Any) -> Iterator[Row]:
+        with reading(path, REPAIR):
+            yield from datasets.load_dataset(
+                reader, data_files=path, split="train", streaming=True, **options, **features
+            )
+
+    head = list(islice(stream(), _HEAD)) if Path(path).stat().st_size else []
+    if not head:
+        raise ValueError(f"{path} must hold rows, got none; pass a file with rows.")
+    if reader != "csv":
+        return head, stream()
+    # Left alone, a part of the file in which every text is a number would be read as numbers.
+    return head, stream(features=datasets.Features({name: datasets.Value("string") for name in head[0]}))
+
+
+def _choose_columns(
+    head: Sequence[Row], text_columns: Sequence[str] | None, keep_columns: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The columns of texts, and those to repeat.
+
+    Raises:
+        ValueError: for a column that is not there, or where several could be meant.
+    """
+    columns = list(dict.fromkeys(name for row in head for name in row))
+    texts, kept = list(text_columns or ()), list(keep_columns)
+    if not texts:
+        # Those of a file that a model was measured on: its labels are no texts.
+        texts = [name for name in columns if name not in ("label", "labels")]
+        texts = [name for name in texts if any(isinstance(row.get(name), str) for row in head)]
+        if len(texts) != 1:
+            raise ValueError(f"Name one or two `--text-columns`; the data has {', '.join(columns)}.")
+    if len(texts) > 2:
+        raise ValueError(f"A model reads one or two texts, got `--text-columns` {' '.join(texts)}.")
+    for name in [*texts, *kept]:
+        if name not in columns:
+            raise ValueError(f"There is no column {name!r}; the data has {', '.join(columns)}.")
+    taken = sorted({"label", "score", "labels", "scores", "value"}.intersection(kept))
+    if taken:
+        raise ValueError(f"`--keep-columns` must leave room for the answer, got {taken[0]}; rename it in the input.")
+    return texts, kept
+
+
+def _write_csv(file: TextIO, row: Row, first: bool) -> None:
+    writer = csv.writer(file)
+    if first:
+        writer.writerow(row)
+    writer.writerow(json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for v in row.values())
+
+
+def _write_jsonl(file: TextIO, row: Row, first: bool) -> None:
+    file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+
+_WRITERS: dict[str, Callable[[TextIO, Row, bool], None]] = {".csv": _write_csv, ".jsonl": _write_jsonl}
