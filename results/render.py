@@ -1,7 +1,8 @@
 """Fill the tables of README.md and results/README.md from the committed runs: `python results/render.py`.
 
-A run is a folder here with the `report.json` and `command.json` that `powerbert train` left. `--check` changes nothing
-and fails if a table is not what the runs say.
+A run is a folder here with the `report.json` and `command.json` that `powerbert train` left; `speed/` holds what
+`powerbert benchmark --output` wrote, `time/` what `where_time_goes.py` did. `--check` changes nothing and fails if a
+table is not what the files say.
 """
 
 import json
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-START, END = "<!-- results:start -->\n", "<!-- results:end -->"
 
 
 def runs() -> list[tuple[dict[str, Any], list[str]]]:
@@ -24,10 +24,7 @@ def runs() -> list[tuple[dict[str, Any], list[str]]]:
 
 def short_table() -> str:
     """For README: one row a run."""
-    rows = [
-        ("data", "model", "metric", "all word-vectors", "ours", "word-vectors kept", "predicted", "measured"),
-        ("---",) * 8,
-    ]
+    rows = [("data", "model", "metric", "all word-vectors", "ours", "word-vectors kept", "predicted", "measured")]
     for report, _ in runs():
         kept = report["word_vectors_kept"]
         rows.append(
@@ -42,7 +39,7 @@ def short_table() -> str:
                 f"{report['measured_speedup']:.2f}x",
             )
         )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return table(rows)
 
 
 def long_list() -> str:
@@ -72,13 +69,65 @@ def long_list() -> str:
     return "\n\n".join(parts)
 
 
+def table(rows: list[tuple[str, ...]]) -> str:
+    """The first row is the head."""
+    head, *body = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *body))
+
+
+def speed_table() -> str:
+    """One row a measurement of `powerbert benchmark`."""
+    rows = [
+        ("model", "texts", "batch", "dtype", "stock (c), s", "ours, s", "measured", "predicted", "share", "arrival")
+    ]
+    for path in sorted((HERE / "speed").glob("*.json")):
+        found = json.loads(path.read_text())
+        for one in found["measurements"]:
+            ours = one["rows"]["ours"]
+            arrival = one["arrival_over_sorted"]
+            rows.append(
+                (
+                    Path(found["model"]).name,
+                    f"{one['inputs']} x {one['lengths']}",
+                    str(one["batch_size"]),
+                    one["dtype"],
+                    f"{one['rows']['c']['median']:.3f}",
+                    f"{ours['median']:.3f}",
+                    f"{ours['speedup']:.2f}x ({ours['low']:.2f}-{ours['high']:.2f})",
+                    f"{one['predicted']:.2f}x",
+                    f"{one['realised']:.2f}",
+                    "" if arrival is None else f"{arrival:.2f}",
+                )
+            )
+    return table(rows)
+
+
+def time_table() -> str:
+    """Seconds of a pass by kind of operator, and the limit."""
+    rows = []
+    for path in sorted((HERE / "time").glob("*.json")):
+        found = json.loads(path.read_text())
+        for name, model in found["models"].items():
+            kinds = model["seconds_by_kind"]
+            if not rows:
+                rows.append(("run", "model", "seconds", "limit", *kinds))
+            shares = (f"{seconds / sum(kinds.values()):.0%}" for seconds in kinds.values())
+            rows.append((path.stem, name, f"{model['seconds']:.2f}", f"{model['limit_seconds']:.2f}", *shares))
+    return table(rows)
+
+
 def main(check: bool) -> int:
-    """Write both, or only compare; 1 if a comparison failed."""
+    """Write all, or only compare; 1 if a comparison failed."""
     stale = False
-    for path, content in ((HERE.parent / "README.md", short_table()), (HERE / "README.md", long_list())):
-        text = path.read_text(encoding="utf-8")
-        before, _, rest = text.partition(START)
-        filled = f"{before}{START}{content}\n{END}{rest.partition(END)[2]}"
+    for path, parts in (
+        (HERE.parent / "README.md", {"results": short_table}),
+        (HERE / "README.md", {"results": long_list, "speed": speed_table, "time": time_table}),
+    ):
+        text = filled = path.read_text(encoding="utf-8")
+        for name, render in parts.items():
+            before, start, rest = filled.partition(f"<!-- {name}:start -->\n")
+            end = f"<!-- {name}:end -->"
+            filled = f"{before}{start}{render()}\n{end}{rest.partition(end)[2]}"
         stale |= filled != text
         if not check:
             path.write_text(filled, encoding="utf-8")

@@ -10,7 +10,6 @@ only a `config.json`.
 import json
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -80,12 +79,12 @@ def by_kind(model: PreTrainedModel, batches: Sequence[Batch]) -> dict[str, float
         start = time.perf_counter()
         one_pass(model, batches)
         total = time.perf_counter() - start
-    kinds: dict[str, float] = defaultdict(float)
+    kinds = dict.fromkeys([*KINDS, "other operators"], 0.0)
     for event in profiler.key_averages():
         kind = next((kind for kind, names in KINDS.items() if event.key.startswith(names)), "other operators")
         kinds[kind] += event.self_cpu_time_total / 1e6
     kinds["between operators"] = total - sum(kinds.values())
-    return dict(kinds)
+    return kinds
 
 
 @torch.inference_mode()

@@ -31,7 +31,7 @@ def test_example_runs(example, tmp_path):
 
 def test_python_in_readme_compiles_and_names_what_there_is():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         compile(block, "README.md", "exec")
         for names in re.findall(r"from powerbert_hf import (.*)", block):

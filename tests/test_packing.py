@@ -48,7 +48,7 @@ def test_packed_equals_padded(lengths, counts, unit, name, block_bytes):
         patch.setattr(packing, "_BLOCK_BYTES", block_bytes)
         calls = packed_calls(model, patch)
         packed, padded = both_paths(model, make_batch(lengths))
-    assert len(calls) == (len(lengths) > 1)
+    assert len(calls) == 1
     torch.testing.assert_close(packed, padded, atol=TOLERANCE, rtol=0)
 
 
@@ -203,7 +203,9 @@ def test_pack_sorts_inputs_and_says_where_they_are():
     packed, rows, places = pack(mask)
     assert packed.lengths == [1, 2, 3]
     assert packed.starts() == [0, 1, 3]
-    assert rows.tolist() == [3, 6, 8, 0, 1, 2]
+    assert rows[:6].tolist() == [3, 6, 8, 0, 1, 2]
+    # Nobody reads the others: they are there because six rows are slower than eight.
+    assert len(rows) == 8
     assert places.tolist() == [2, 0, 1]
 
 
@@ -249,7 +251,7 @@ def test_blocked_significance_equals_the_reference(block_bytes, monkeypatch):
             sure += 1
             assert (kept - start).tolist() == extract(rank(received), count)[0].tolist()
         done += count
-    assert done == len(rows)
+    assert len(rows) == -(-done // 4) * 4
     assert sure >= len(lengths) - 1
 
 

@@ -22,7 +22,7 @@ from .configuration_powerbert import RetentionConfig
 from .elimination import PoWERModelOutput, RetentionEncoderMixin
 from .packing import pack
 
-# A single input has no padding, and as short as this nothing else to win by packing either.
+# A single input has no padding, and as short as this nothing else to win by packing, in half precision.
 _SHORT = 128
 
 
@@ -189,7 +189,7 @@ class RetentionBaseModelMixin(RetentionModelMixin):
             attention_mask.shape == inputs.shape[:2] and attention_mask[:, 0].all()
         ):
             return False
-        if len(inputs) == 1 and inputs.shape[1] <= _SHORT:
+        if len(inputs) == 1 and inputs.shape[1] <= _SHORT and self._product_dtype != torch.float32:
             return False
         return self.device.type == "cpu" or (
             self.device.type == "cuda" and self._product_dtype in (torch.float16, torch.bfloat16)

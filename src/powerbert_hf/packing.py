@@ -15,15 +15,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from .retention import attention_received, extract, rank
 from .varlen import significance_from_lse, varlen_attention
 
 # Bytes of attention probabilities that are worked on at once.
 _BLOCK_BYTES = 2**21
-# In half precision a CPU's matrix product is compiled for every new number of rows, which costs as much as running it.
-_ROW_STEP = 16
+# In half precision a CPU's matrix product is compiled for every new number of rows, which costs as much as running it;
+# in float32 one of two or three rows takes longer than one of four.
+_HALF_ROW_STEP, _ROW_STEP = 16, 4
 
 
 class Packed(NamedTuple):
@@ -38,8 +39,10 @@ class Packed(NamedTuple):
 
 
 def surplus(rows: int, dtype: torch.dtype, device: torch.device) -> int:
-    """How many rows to add, for nobody to read, so that few different numbers of rows occur."""
-    return -rows % _ROW_STEP if device.type == "cpu" and dtype != torch.float32 else 0
+    """How many rows to add to `rows`, for nobody to read, because their number is a slow one."""
+    if device.type != "cpu" or rows == 1:
+        return 0
+    return -rows % (_ROW_STEP if dtype == torch.float32 else _HALF_ROW_STEP)
 
 
 def pack(mask: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Packed, Tensor, Tensor]:
@@ -57,7 +60,8 @@ def pack(mask: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Packed, Tens
     order = lengths.argsort(stable=True)
     rows = torch.arange(mask.numel(), device=mask.device).view(mask.shape)[order]
     rows = rows[mask[order]]
-    return Packed(lengths[order].tolist()), pad(rows, (0, surplus(len(rows), dtype, mask.device))), order.argsort()
+    rows = _joined([rows], surplus(len(rows), dtype, mask.device))
+    return Packed(lengths[order].tolist()), rows, order.argsort()
 
 
 class Block(NamedTuple):
@@ -127,8 +131,8 @@ def attend_all(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scale:
         mask = None if real is None else real[:, None, None, :]
         context = scaled_dot_product_attention(q, k, v, mask, scale=scale).transpose(1, 2)
         contexts.append(context.flatten(0, 1) if cls_only or real is None else context[real])
-    context = torch.cat(contexts)
-    return pad(context, (0, 0, 0, 0, 0, len(query) - len(context)))
+    unread = len(query) - (len(query) if cls_only else sum(packed.lengths))
+    return _joined(contexts, unread)
 
 
 def attend_and_rank(
@@ -171,8 +175,15 @@ def attend_and_rank(
             picked = of_head * rows.shape[1] + position[:, None]
             contexts.append(context.view(-1, size).index_select(0, picked.flatten()).view(-1, heads, size))
             kept_rows.append(rows[owner, position])
-    more = surplus(sum(counts), key.dtype, key.device)
-    return torch.cat([*contexts, key.new_zeros(more, heads, size)]), pad(torch.cat(kept_rows), (0, more))
+    unread = surplus(sum(counts), key.dtype, key.device)
+    return _joined(contexts, unread), _joined(kept_rows, unread)
+
+
+def _joined(parts: list[Tensor], unread: int) -> Tensor:
+    """The rows of all parts, and some zeros that nobody reads."""
+    if unread:
+        parts.append(parts[0].new_zeros(unread, *parts[0].shape[1:]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _attend_block(

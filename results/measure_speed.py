@@ -1,0 +1,57 @@
+"""Measure the speed of BERT-base, ALBERT-base and a 6-layer MiniLM as `results/README.md` shows it: 20 minutes.
+
+    python results/measure_speed.py --output-dir results
+
+Two threads. What is measured already is not measured again.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from transformers import AlbertConfig, BertConfig
+
+RTE = [count / 256 for count in (153, 125, 111, 105, 85, 80, 72, 48, 35, 27, 22, 5)]
+MODELS = {
+    "bert-base": (BertConfig(), RTE),
+    "albert-base": (AlbertConfig(hidden_size=768, num_attention_heads=12, intermediate_size=3072), RTE),
+    "minilm-l6": (BertConfig(hidden_size=384, num_hidden_layers=6, intermediate_size=1536), RTE[1::2]),
+}
+# Texts in a batch, and texts: enough for seconds a pass.
+INPUTS = {"sst2": (32, 256), "rte": (16, 128), "imdb": (8, 48)}
+ONE_BY_ONE = (8, 16, 32, 64, 128, 256, 512)
+
+
+def run(script: list[str], output: Path) -> None:
+    """A command that writes a file, unless it is there."""
+    if not output.is_file():
+        output.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([*script, "--output", str(output)], check=True)
+
+
+def main(folder: Path) -> None:
+    """Measure everything that `folder` does not hold yet."""
+    powerbert = [sys.executable, "-m", "powerbert_hf.cli", "benchmark"]
+    with tempfile.TemporaryDirectory() as configs:
+        for name, (config, keep) in MODELS.items():
+            model = str(Path(configs) / name)
+            config.save_pretrained(model)
+            keeping = ["--retention-config", *map(str, keep)]
+            common = [*powerbert, model, *keeping, "--threads", "2", "--baselines", "c", "--repeats", "3"]
+            for lengths, (batch_size, inputs) in INPUTS.items():
+                sizes = ["--lengths", lengths, "--batch-sizes", str(batch_size), "--inputs", str(inputs)]
+                run([*common, *sizes, "--dtypes", "float32", "bfloat16"], folder / "speed" / f"{name}-{lengths}.json")
+            if name != "albert-base":
+                alone = ["--lengths", *map(str, ONE_BY_ONE), "--batch-sizes", "1", "--inputs", "16"]
+                run([*common, *alone], folder / "speed" / f"{name}-one-by-one.json")
+                script = [sys.executable, str(Path(__file__).with_name("where_time_goes.py")), "--model", model]
+                sizes = ["--lengths", "imdb", "--batch-size", "8", "--inputs", "24"]
+                run([*script, *keeping, *sizes], folder / "time" / f"{name}-imdb.json")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, default=Path("results"))
+    main(parser.parse_args().output_dir)
