@@ -6,6 +6,7 @@ Two threads. What is measured already is not measured again.
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,11 +25,12 @@ INPUTS = {"sst2": (32, 256), "rte": (16, 128), "imdb": (8, 48)}
 ONE_BY_ONE = (8, 16, 32, 64, 128, 256, 512)
 
 
-def run(script: list[str], output: Path) -> None:
-    """A command that writes a file, unless it is there."""
+def run(script: list[str], output: Path, configs: str) -> None:
+    """A command that writes a file, unless it is there; models have the names of their folders in `configs`."""
     if not output.is_file():
         output.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run([*script, "--output", str(output)], check=True)
+        subprocess.run([*script, "--output", output.name], check=True, cwd=configs)
+        shutil.move(Path(configs) / output.name, output)
 
 
 def main(folder: Path) -> None:
@@ -36,19 +38,24 @@ def main(folder: Path) -> None:
     powerbert = [sys.executable, "-m", "powerbert_hf.cli", "benchmark"]
     with tempfile.TemporaryDirectory() as configs:
         for name, (config, keep) in MODELS.items():
-            model = str(Path(configs) / name)
-            config.save_pretrained(model)
+            config.save_pretrained(Path(configs) / name)
             keeping = ["--retention-config", *map(str, keep)]
-            common = [*powerbert, model, *keeping, "--threads", "2", "--baselines", "c", "--repeats", "3"]
+            common = [*powerbert, name, *keeping, "--threads", "2", "--baselines", "c", "--repeats", "3"]
             for lengths, (batch_size, inputs) in INPUTS.items():
                 sizes = ["--lengths", lengths, "--batch-sizes", str(batch_size), "--inputs", str(inputs)]
-                run([*common, *sizes, "--dtypes", "float32", "bfloat16"], folder / "speed" / f"{name}-{lengths}.json")
+                dtypes = ["--dtypes", "float32", "bfloat16"]
+                run([*common, *sizes, *dtypes], folder / "speed" / f"{name}-{lengths}.json", configs)
             if name != "albert-base":
                 alone = ["--lengths", *map(str, ONE_BY_ONE), "--batch-sizes", "1", "--inputs", "16"]
-                run([*common, *alone], folder / "speed" / f"{name}-one-by-one.json")
-                script = [sys.executable, str(Path(__file__).with_name("where_time_goes.py")), "--model", model]
+                run([*common, *alone], folder / "speed" / f"{name}-one-by-one.json", configs)
+                script = [
+                    sys.executable,
+                    str(Path(__file__).resolve().with_name("where_time_goes.py")),
+                    "--model",
+                    name,
+                ]
                 sizes = ["--lengths", "imdb", "--batch-size", "8", "--inputs", "24"]
-                run([*script, *keeping, *sizes], folder / "time" / f"{name}-imdb.json")
+                run([*script, "--model", name, *keeping, *sizes], folder / "time" / f"{name}-imdb.json", configs)
 
 
 if __name__ == "__main__":
