@@ -116,12 +116,25 @@ def time_table() -> str:
     return table(rows)
 
 
+def runtimes_table() -> str:
+    """One row a model and way of running it."""
+    rows = [("model", "way", "measured", "predicted", "share")]
+    for name, model in json.loads((HERE / "runtimes.json").read_text())["models"].items():
+        for way, found in model["ways"].items():
+            share = found["speedup"] / model["predicted"]
+            rows.append((name, way, f"{found['speedup']:.2f}x", f"{model['predicted']:.2f}x", f"{share:.2f}"))
+    return table(rows)
+
+
 def main(check: bool) -> int:
     """Write all, or only compare; 1 if a comparison failed."""
     stale = False
     for path, parts in (
         (HERE.parent / "README.md", {"results": short_table}),
-        (HERE / "README.md", {"results": long_list, "speed": speed_table, "time": time_table}),
+        (
+            HERE / "README.md",
+            {"results": long_list, "speed": speed_table, "runtimes": runtimes_table, "time": time_table},
+        ),
     ):
         text = filled = path.read_text(encoding="utf-8")
         for name, render in parts.items():
