@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from powerbert_hf.benchmark import benchmark
-from powerbert_hf.recipe import load_classifier
+from powerbert_hf.checkpoint import load_classifier
 
 PAIRS = {
     "why is the sky blue": [

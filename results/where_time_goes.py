@@ -20,8 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import HfArgumentParser, PreTrainedModel
 
 from powerbert_hf.arguments import BenchmarkArguments
-from powerbert_hf.benchmark import Batch, hardware, make_batches
-from powerbert_hf.cost import multiply_accumulates
+from powerbert_hf.benchmark import Batch, hardware, interleaved_seconds, make_batches
+from powerbert_hf.cost import multiply_accumulates, stock_encoder_multiply_accumulates
 from powerbert_hf.lengths import draw_lengths, random_features
 from powerbert_hf.speed import load_ours
 
@@ -53,12 +53,7 @@ class Options:
 
 def seconds(run: Callable[[], object], repeats: int) -> float:
     """The median of some runs, after one that does not count."""
-    taken = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[1:])
+    return statistics.median(interleaved_seconds({"run": run}, repeats)["run"])
 
 
 def product_rate(hidden: int, forward: int, dtype: torch.dtype) -> float:
@@ -97,10 +92,14 @@ def main(options: Options) -> None:
     batches = make_batches(random_features(sorted(lengths), config.vocab_size), options.batch_size)
     rate = product_rate(config.hidden_size, config.intermediate_size, dtype)
     found = {"hardware": hardware(), "options": vars(options), "products_per_second": rate, "models": {}}
-    stock_config = type(config)(**{**config.to_dict(), "retention_config": None})
-    for name, model, counted in (("stock", ours.to_stock(), stock_config), ("ours", ours, config)):
+    all_lengths = torch.tensor(lengths)
+    costs = {
+        "stock": config.num_encoders * stock_encoder_multiply_accumulates(config, all_lengths),
+        "ours": multiply_accumulates(config, all_lengths),
+    }
+    for name, model in (("stock", ours.to_stock()), ("ours", ours)):
         model = model.to(dtype).eval()
-        products = multiply_accumulates(counted, torch.tensor(lengths)).sum().item()
+        products = costs[name].sum().item()
         found["models"][name] = {
             "multiply_accumulates": products,
             "seconds": seconds(partial(one_pass, model, batches), options.repeats),

@@ -135,8 +135,9 @@ def run_training(
 def _evaluate(argv: list[str]) -> None:
     import torch
 
+    from .checkpoint import load_classifier
     from .cost import predicted_speedup, share_kept
-    from .recipe import check_labels, evaluate_model, load_classifier
+    from .recipe import check_labels, evaluate_model
     from .trainer import PoWERTrainingArguments
 
     kinds = [ModelArguments, DataArguments, PoWERTrainingArguments]
