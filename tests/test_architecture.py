@@ -22,6 +22,7 @@ ORDER = [
     "agreement",
     "benchmark",
     "profiling",
+    "files",
     "checkpoint",
     "export",
     "tasks",

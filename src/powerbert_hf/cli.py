@@ -168,7 +168,7 @@ def _evaluate(argv: list[str]) -> None:
 
 def _benchmark(argv: list[str]) -> None:
     options = parse_for_model("benchmark", argv, BenchmarkArguments)
-    from .recipe import write_json
+    from .files import write_json
     from .speed import run_benchmarks
     from .speed_report import format_measurement, format_setting, plot
 
@@ -326,7 +326,7 @@ def _check_folder(folder: Path, typed: dict[str, Any]) -> bool:
 
 
 def _write_command(folder: Path, argv: list[str], typed: dict[str, Any]) -> None:
-    from .recipe import write_json
+    from .files import write_json
 
     folder.mkdir(parents=True, exist_ok=True)
     # A token is nobody else's business.

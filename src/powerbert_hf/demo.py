@@ -8,11 +8,12 @@ them right.
 """
 
 import csv
-import shutil
 from pathlib import Path
 
 import numpy as np
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, set_seed
+
+from .files import whole_folder
 
 
 def _phrases(text: str) -> list[str]:
@@ -92,32 +93,29 @@ def make_demo(folder: Path, seed: int = 0) -> list[str]:
         raise ValueError(f"`seed` must not be negative, got {seed}; leave it out for the default.")
     folder = folder.with_name(f"{folder.name}-{seed}")
     if not folder.is_dir():
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        rng = np.random.default_rng(seed)
-        words: set[str] = set()
-        for name, rows in (("train", TRAIN_ROWS), ("eval", EVAL_ROWS)):
-            reviews = make_reviews(rows, rng)
-            words.update(word for text, _ in reviews for word in text.split())
-            with open(partial / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([("text", "label"), *reviews])
-        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        vocabulary = {word: number for number, word in enumerate([*special, *sorted(words)])}
-        BertTokenizer(vocab=vocabulary, model_max_length=128).save_pretrained(partial / "model")
-        set_seed(seed)
-        config = BertConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=128,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=512,
-            max_position_embeddings=128,
-            attention_probs_dropout_prob=0.0,
-            initializer_range=0.05,
-        )
-        BertForSequenceClassification(config).save_pretrained(partial / "model")
-        partial.rename(folder)
+        with whole_folder(folder) as partial:
+            rng = np.random.default_rng(seed)
+            words: set[str] = set()
+            for name, rows in (("train", TRAIN_ROWS), ("eval", EVAL_ROWS)):
+                reviews = make_reviews(rows, rng)
+                words.update(word for text, _ in reviews for word in text.split())
+                with open(partial / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+                    csv.writer(file).writerows([("text", "label"), *reviews])
+            special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+            vocabulary = {word: number for number, word in enumerate([*special, *sorted(words)])}
+            BertTokenizer(vocab=vocabulary, model_max_length=128).save_pretrained(partial / "model")
+            set_seed(seed)
+            config = BertConfig(
+                vocab_size=len(vocabulary),
+                hidden_size=128,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                intermediate_size=512,
+                max_position_embeddings=128,
+                attention_probs_dropout_prob=0.0,
+                initializer_range=0.05,
+            )
+            BertForSequenceClassification(config).save_pretrained(partial / "model")
     return [
         f"--model={folder / 'model'}",
         f"--train-file={folder / 'train.csv'}",

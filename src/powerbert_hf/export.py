@@ -3,7 +3,6 @@
 """Models for other runtimes: ONNX, in float32 or with linear layers in int8; and back to upstream's own classes."""
 
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .checkpoint import load_classifier, load_tokenizer
+from .files import whole_folder
 
 # Largest difference of logits that an export in float32 may have; int8 rounds, and has none.
 _TOLERANCE = 1e-3
@@ -93,10 +93,8 @@ def export_folder(model: str | Path, folder: str | Path, int8: bool = False, sto
         _check_installed()
     classifier = load_classifier(model, needs_head=True).eval()
     tokenizer = load_tokenizer(model, classifier.config)
-    partial, difference = folder.with_name(f"{folder.name}.partial"), None
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    difference = None
+    with whole_folder(folder) as partial:
         tokenizer.save_pretrained(partial)
         if stock:
             classifier.to_stock().save_pretrained(partial)
@@ -104,10 +102,6 @@ def export_folder(model: str | Path, folder: str | Path, int8: bool = False, sto
             classifier.config.save_pretrained(partial)
             names = [name for name in _INPUTS if name in tokenizer.model_input_names]
             difference = export_onnx(classifier, partial / "model.onnx", int8, names)
-        partial.replace(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return difference
 
 

@@ -4,9 +4,7 @@
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import islice, tee
 from pathlib import Path
 from reprlib import repr as shortened
@@ -20,6 +18,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from .checkpoint import load_classifier, load_tokenizer, reading
 from .data import REPAIR, file_reader, input_limit
+from .files import whole_file
 
 Row = dict[str, Any]
 # Rows that tell which columns hold texts.
@@ -125,21 +124,12 @@ def predict_file(
 
     to_read, to_keep = tee(rows)
     answers = predict(classifier, tokenizer, map(text_of, to_read), batch_size, window, max_length, bf16)
-    write, partial = _WRITERS[target.suffix.lower()], target.with_name(f"{target.name}.partial")
-    done = 0
-    try:
-        with open(partial, "w", newline="", encoding="utf-8") as file:
-            # The answers first: the other branch of `tee` then holds what a window holds, and no row too many.
-            for answer, row in tqdm(zip(answers, to_keep, strict=False), desc="predict", unit=" rows", disable=None):
-                write(file, {**{name: row.get(name) for name in kept}, **answer}, done == 0)
-                done += 1
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink()
-        raise
+    write, done = _WRITERS[target.suffix.lower()], 0
+    with whole_file(target) as file:
+        # The answers first: the other branch of `tee` then holds what a window holds, and no row too many.
+        for answer, row in tqdm(zip(answers, to_keep, strict=False), desc="predict", unit=" rows", disable=None):
+            write(file, {**{name: row.get(name) for name in kept}, **answer}, done == 0)
+            done += 1
     return done
 
 

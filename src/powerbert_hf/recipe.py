@@ -10,7 +10,6 @@ import copy
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from .benchmark import benchmark, hardware
 from .checkpoint import load_classifier
 from .cost import predicted_speedup, share_kept
 from .data import TaskData
+from .files import whole_folder, write_json
 from .labels import named_labels
 from .retention import RetentionUnit, retention_config_from_mass, retention_mass
 from .tasks import METRICS
@@ -352,31 +352,7 @@ def measure(ours: PreTrainedModel, data: TaskData, batch_size: int) -> dict[str,
 
 
 def _save_step(step: TrainedStep, data: TaskData, folder: Path) -> None:
-    """Save under another name first: a folder with its final name is complete, on the disk too."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    step.model.save_pretrained(partial)
-    data.tokenizer.save_pretrained(partial)
-    write_json(partial / "step.json", {"metrics": step.metrics, "masses": step.masses, "history": step.history})
-    for path in partial.rglob("*"):
-        if path.is_file():
-            _flush(path)
-    partial.rename(folder)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file that is either complete or not there.
-
-    Args:
-        path: where.
-        content: what `json` can write.
-    """
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    _flush(partial)
-    partial.replace(path)
+    with whole_folder(folder) as partial:
+        step.model.save_pretrained(partial)
+        data.tokenizer.save_pretrained(partial)
+        write_json(partial / "step.json", {"metrics": step.metrics, "masses": step.masses, "history": step.history})
