@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import SMALL, Host
-from powerbert_hf import packing
+from powerbert_hf import encoder, packing
 from powerbert_hf.packing import Packed, attend_all, attend_and_rank, blocks, pack
 from powerbert_hf.retention import extract, rank, significance
 from powerbert_hf.varlen import significance_from_lse
@@ -49,6 +49,18 @@ def test_packed_equals_padded(lengths, counts, unit, name, block_bytes):
         calls = packed_calls(model, patch)
         packed, padded = both_paths(model, make_batch(lengths))
     assert len(calls) == 1
+    torch.testing.assert_close(packed, padded, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(("lengths", "ranked"), [([4], 1), ([12, 12], 1), ([12, 11], 2)])
+def test_ranks_only_where_an_input_loses_word_vectors(host, monkeypatch, lengths, ranked):
+    """Of 4, both entries keep 2; of 12, both 6; of 11, they keep 6 and 5."""
+    calls = []
+    run = encoder.attend_and_rank
+    monkeypatch.setattr(encoder, "attend_and_rank", lambda *args: calls.append(1) or run(*args))
+    model = host.make(retention_config=[0.5, 0.42, 0.2], retention_unit="fraction")
+    packed, padded = both_paths(model, make_batch(lengths))
+    assert len(calls) == ranked
     torch.testing.assert_close(packed, padded, atol=TOLERANCE, rtol=0)
 
 

@@ -138,7 +138,7 @@ class RetentionEncoderMixin:
                 "A model in soft mode needs retention weights, got none: it was built in another mode; load it with "
                 '`retention_mode="soft"`.'
             )
-        previous = None
+        previous, left = None, width
         for encoder in range(self.config.num_encoders):
             if mode == "off":
                 yield None
@@ -150,14 +150,15 @@ class RetentionEncoderMixin:
                 entry = self.config.retention_config[encoder]
                 kept = retention_count(entry, width, unit)
                 one = unit == "words" and entry == 1 if tracing else kept == 1
-                if entry == previous or (not tracing and kept == width):
+                # Of inputs of unequal length, one may lose word-vectors where the longest keeps all that it has left.
+                if entry == previous or (not tracing and kept == (left if lengths is None else width)):
                     yield None
                 elif one:
                     yield Extract(1, None, not all_queries)
                 else:
                     kept = at_least_two(kept, width) if tracing else kept
                     yield Extract(kept, None if lengths is None else retention_count(entry, lengths, unit))
-                previous = entry
+                previous, left = entry, kept
 
     def forward(
         self,
@@ -245,8 +246,9 @@ class RetentionEncoderMixin:
 
     def forward_packed(self, hidden_states: Tensor, packed: Packed) -> Tensor:
         """The same for packed embeddings, (1, S, D), if only [CLS] is read of the result: (B, 1, D)."""
-        mode, lengths = self.config.active_retention_mode, torch.tensor(packed.lengths)
-        rules = self.rules(mode, None, lengths, packed.lengths[-1], cls_only=True)
+        width = packed.lengths[-1]
+        lengths = None if packed.lengths[0] == width else torch.tensor(packed.lengths)
+        rules = self.rules(self.config.active_retention_mode, None, lengths, width, cls_only=True)
         for encoder, rule in zip(self.encoders(), rules, strict=True):
             hidden_states, packed = encoder(hidden_states, None, packed, rule)
         return hidden_states[0, packed.starts()][:, None]
