@@ -30,6 +30,7 @@ ORDER = [
     "labels",
     "data",
     "predict",
+    "calibration",
     "trainer",
     "recipe",
     "report",

@@ -146,13 +146,17 @@ def file_reader(path: str, more: Mapping[str, str] | None = None) -> tuple[str, 
     return "csv", {"sep": "\t" if ending == "tsv" else ",", "keep_default_na": False, "na_values": [""]}
 
 
-def read_file(path: str) -> Dataset:
+def read_file(path: str, more: Mapping[str, str] | None = None) -> Dataset:
     """Read a table: csv, tsv, json, jsonl, parquet or arrow.
+
+    Args:
+        path: of the file.
+        more: see [`file_reader`].
 
     Raises:
         ValueError: for another kind of file, or for one that cannot be read or holds no rows.
     """
-    reader, options = file_reader(path)
+    reader, options = file_reader(path, more)
     try:
         with reading(path, REPAIR):
             return datasets.load_dataset(reader, data_files=path, split="train", **options)
@@ -250,6 +254,54 @@ def tokenize(
 
     encoded = dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="tokenise")
     return encoded.add_column("labels", list(labels))
+
+
+def read_texts(
+    path: str | Path, text_columns: Sequence[str] | None = None, rows: int | None = None, seed: int = 0
+) -> tuple[Dataset, list[str]]:
+    """Read the texts of a file, in its order; no labels are needed.
+
+    Args:
+        path: txt with a text a line, empty lines left out, csv, tsv, json, jsonl, parquet or arrow.
+        text_columns: one, or two for pairs; `None` where there is but one column of texts, labels not counted.
+        rows: to draw, at most.
+        seed: of the draw.
+
+    Returns:
+        The rows, and the names of their columns of texts.
+
+    Raises:
+        ValueError: for a file or columns that cannot be used.
+    """
+    data = read_file(str(path), {"txt": "text"})
+    if Path(path).suffix.lower() == ".txt":
+        data = data.filter(str.strip, input_columns="text")
+        if not len(data):
+            raise ValueError(f"{path} must hold texts, one a line, got none; pass a file with texts.")
+    labels = [name for name in ("label", "labels") if name in data.column_names and not text_columns]
+    columns, _ = choose_columns(data, text_columns, labels, None)
+    return data.select(np.sort(np.random.default_rng(seed).permutation(len(data))[:rows])), columns
+
+
+def tokenize_texts(
+    data: Dataset, text_columns: Sequence[str], tokenizer: Any, config: Any, max_length: int | None = None
+) -> list[dict[str, list[int]]]:
+    """Tokenise texts, unpadded.
+
+    Args:
+        data: from [`read_texts`].
+        text_columns: from there too.
+        tokenizer: the model's.
+        config: the model's.
+        max_length: word-pieces to truncate to; `None` is what tokenizer and model take.
+
+    Raises:
+        ValueError: for a length that cannot be, or where a text is missing.
+    """
+    limit = input_limit(tokenizer, config, len(text_columns), max_length)
+    tokens = tokenize(data, text_columns, [0] * len(data), tokenizer, limit)
+    names = [name for name in tokenizer.model_input_names if name in tokens.column_names]
+    return tokens.select_columns(names).to_list()
 
 
 def prepare_data(
