@@ -30,6 +30,7 @@ ORDER = [
     "labels",
     "data",
     "predict",
+    "sensitivity",
     "calibration",
     "trainer",
     "recipe",

@@ -4,11 +4,7 @@
 
 Nothing but forward passes on unlabelled texts is needed. The texts are divided at random:
 
-* On the first part a path of configurations is searched, from full retention on, greedily: each step lowers the entry
-  (and later ones that would exceed it) which saves the most multiply-accumulates for what it adds to the
-  Kullback-Leibler divergence of the answers from those at full retention. Predictions themselves are too few to steer
-  by: on some hundred texts hardly one changes. A step that was rated once is rated again only when it comes first, as
-  it rarely gets better on the way.
+* On the first part a path of configurations is searched, from full retention on, see [`sensitivity.search_path`].
 * On the second part the configurations of the path are tested in their order, from gentle to fast, up to the first
   one whose agreement is not shown to reach what was asked for: its exact (Clopper-Pearson) lower bound at 95 %
   confidence is below. The last one before it is the result.
@@ -20,37 +16,28 @@ agreement with the model, not about its accuracy.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, inf, log
+from math import ceil, log
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import binomtest
-from torch import Tensor
-from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
-from .agreement import logits, unchanged
-from .benchmark import Features, make_batches
+from .benchmark import Features
 from .checkpoint import load_classifier, load_tokenizer
-from .cost import multiply_accumulates, predicted_speedup
+from .cost import predicted_speedup
 from .data import read_texts, tokenize_texts
 from .files import whole_folder
+from .sensitivity import check_model, comparison, search_path
 
 logger = logging.getLogger(__name__)
 
 _CONFIDENCE = 0.95
 # Texts to search on, at most; all others count in the bound.
 _SEARCHED = 512
-# What a step takes from an entry, in shares of an input, and the least that it leaves.
-_STEP = 0.05
-# Configurations that are tested are this much faster one than the other.
-_FASTER = 1.01
-# Less divergence than this is none.
-_LEAST = 1e-9
 
 
 @dataclass(frozen=True)
@@ -136,28 +123,6 @@ def divide(texts: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return drawn[:searched], drawn[searched:]
 
 
-def check_model(config: Any) -> None:
-    """Refuse a model that has no predictions of its own to keep.
-
-    Args:
-        config: of a classifier of this package.
-
-    Raises:
-        ValueError: for a regression, or where word-vectors are eliminated already.
-    """
-    if config.num_labels == 1 or config.problem_type == "regression":
-        raise ValueError(
-            "Calibration keeps predicted classes as they are, got a model that predicts a number, of which it would "
-            "have to know how far it may move; find a configuration by `powerbert train --fine-tuned`."
-        )
-    if config.active_retention_mode != "off":
-        raise ValueError(
-            "Calibration begins with a model that keeps all word-vectors, got one with `retention_config` "
-            f"{config.retention_config} and `retention_mode` {config.retention_mode!r}; pass the model that was "
-            "fine-tuned without."
-        )
-
-
 def calibrate(
     model: PreTrainedModel,
     features: Features,
@@ -199,11 +164,10 @@ def calibrate(
     tried: list[Candidate] = []
     unit = model.config.retention_unit
     try:
-        ask = _asking(model, first, batch_size, bf16)
-        path = list(_path(model, ask, lengths, 1 - 2 * (1 - agreement), say))
-        ask = _asking(model, second, batch_size, bf16)
-        for config in path:
-            same = ask(config)[0]
+        path = search_path(model, first, batch_size, bf16, say)
+        compare = comparison(model, second, batch_size, bf16)
+        for config in (point.retention_config for point in path):
+            same, _ = compare(config)
             share, bound = same.double().mean().item(), agreement_bound(int(same.sum()), len(second))
             tried.append(Candidate(config, predicted_speedup(model.config, lengths), share, bound))
             say(
@@ -286,91 +250,4 @@ def format_calibration(found: Calibration) -> str:
 
 
 def _spelled(config: list[float]) -> str:
-    return " ".join(f"{entry:g}" for entry in config)
-
-
-def _asking(
-    model: PreTrainedModel, features: Features, batch_size: int, bf16: bool
-) -> Callable[[list[float]], tuple[Tensor, float]]:
-    """A function of a configuration: whose prediction stays, (N,), and the divergence from full retention, a mean."""
-    batches = make_batches(sorted(features, key=lambda row: len(row["input_ids"])), batch_size, model.device)
-    config = model.config
-
-    def answers(entries: list[float]) -> Tensor:
-        model.set_retention(entries, unit="fraction")
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-            return logits(model, batches).float()
-
-    def distribution(answers: Tensor) -> Tensor:
-        if config.problem_type == "multi_label_classification":
-            answers = torch.stack([answers, torch.zeros_like(answers)], dim=-1)
-        return answers.log_softmax(dim=-1)
-
-    expected = answers([1.0] * config.num_encoders)
-    if not expected.isfinite().all():
-        raise ValueError("The model must answer with finite logits, got others; check its weights.")
-
-    def ask(entries: list[float]) -> tuple[Tensor, float]:
-        found = answers(entries)
-        divergence = kl_div(distribution(found), distribution(expected), log_target=True, reduction="sum")
-        return unchanged(found, expected, config.problem_type), divergence.item() / len(expected)
-
-    return ask
-
-
-def _path(
-    model: PreTrainedModel,
-    ask: Callable[[list[float]], tuple[Tensor, float]],
-    lengths: Tensor,
-    lowest: float,
-    say: Callable[[str], None],
-) -> Iterator[list[float]]:
-    """Configurations from full retention on, each lower than the one before and at least 1 % faster.
-
-    Ends where less than a share `lowest` of predictions stays, or nothing is left to lower.
-    """
-    last = model.config.num_encoders - 1
-    # In units of `_STEP`. Encoder L hands on [CLS] alone, whatever its entry: it is that of the one before.
-    kept = [round(1 / _STEP)] * (last + 1)
-
-    def entries(counts: list[int]) -> list[float]:
-        return [round(count * _STEP, 6) for count in counts]
-
-    def cost(counts: list[int]) -> int:
-        model.set_retention(entries(counts), unit="fraction")
-        return int(multiply_accumulates(model.config, lengths).sum())
-
-    def lowered(place: int) -> list[int] | None:
-        """With the next lower entry that saves anything on these lengths."""
-        for most in range(kept[place] - 1, 0, -1):
-            lower = [*kept[:place], *(min(count, most) for count in kept[place:])]
-            if cost(lower) < cost(kept):
-                return lower
-        return None
-
-    yield entries(kept)
-    divergence, shown = 0.0, cost(kept)
-    # What lowering each entry saves for its divergence, as it was last rated.
-    gains = dict.fromkeys(range(last), inf)
-    while gains:
-        rated: dict[int, tuple[list[int], Tensor, float]] = {}
-        while gains and (place := max(gains, key=gains.__getitem__)) not in rated:
-            lower = lowered(place)
-            if lower is None:
-                del gains[place]
-                continue
-            rated[place] = lower, *ask(entries(lower))
-            gains[place] = (cost(kept) - cost(lower)) / max(rated[place][2] - divergence, _LEAST)
-        if not gains:
-            return
-        kept, same, divergence = rated[place]
-        agreed = same.double().mean().item()
-        if agreed < lowest:
-            return
-        if cost(kept) * _FASTER <= shown:
-            shown = cost(kept)
-            say(
-                f"searching: {_spelled(entries(kept))}: {predicted_speedup(model.config, lengths):.2f}x predicted, "
-                f"{agreed:.2%} agreement"
-            )
-            yield entries(kept)
+    return " ".join(f"{entry:.3g}" for entry in config)
