@@ -166,6 +166,31 @@ def read_file(path: str, more: Mapping[str, str] | None = None) -> Dataset:
         raise ValueError(f"{path} must hold rows, got none; pass a file with rows.") from error
 
 
+def choose_texts(
+    columns: Sequence[str], holding_texts: Sequence[str], text_columns: Sequence[str] | None
+) -> list[str]:
+    """The columns of texts: those asked for, else the only one that it can be.
+
+    Args:
+        columns: all there are.
+        holding_texts: of these, where no column was asked for.
+        text_columns: asked for; one, or two for pairs.
+
+    Raises:
+        ValueError: for a column that is not there, or where several could be meant.
+    """
+    chosen = list(text_columns or holding_texts)
+    there = f"the data has {', '.join(columns)}."
+    if not text_columns and len(chosen) != 1:
+        raise ValueError(f"Name one or two `--text-columns`; {there}")
+    if len(chosen) > 2:
+        raise ValueError(f"A model reads one or two texts, got `--text-columns` {' '.join(chosen)}.")
+    for name in chosen:
+        if name not in columns:
+            raise ValueError(f"There is no column {name!r}; {there} Name `--text-columns`.")
+    return chosen
+
+
 def choose_columns(
     dataset: Dataset,
     text_columns: Sequence[str] | None,
@@ -181,22 +206,14 @@ def choose_columns(
     if label_column is None:
         label_column = "labels" if "labels" in columns and "label" not in columns else "label"
     labels = [label_column] if isinstance(label_column, str) else list(label_column)
-    chosen = list(text_columns or (task.text_columns if task else ()))
-    if not chosen:
-        strings = [
-            n for n, kind in dataset.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")
-        ]
-        chosen = [name for name in strings if name not in labels]
-        if len(chosen) != 1:
-            raise ValueError(f"Name one or two `--text-columns`; the data has {', '.join(columns)}.")
-    for name in [*chosen, *labels]:
+    strings = [n for n, kind in dataset.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")]
+    asked = text_columns or (task.text_columns if task else None)
+    chosen = choose_texts(columns, [name for name in strings if name not in labels], asked)
+    for name in labels:
         if name not in columns:
             raise ValueError(
-                f"There is no column {name!r}; the data has {', '.join(columns)}. Name `--text-columns` and "
-                "`--label-column`."
+                f"There is no column {name!r}; the data has {', '.join(columns)}. Name the `--label-column`."
             )
-    if len(chosen) > 2:
-        raise ValueError(f"A model reads one or two texts, got `--text-columns` {' '.join(chosen)}.")
     if not set(chosen).isdisjoint(labels):
         raise ValueError(f"A label must not be a text, got {' '.join(chosen)} and {' '.join(labels)}; name others.")
     return chosen, labels
