@@ -72,7 +72,7 @@ def test_reported_numbers_are_those_of_the_model_that_is_left(host, head):
     assert chosen.bound == agreement_bound(int(same.sum()), 150) >= 0.6
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     agreement=st.floats(0.3, 0.95),
     inputs=st.integers(120, 200),

@@ -33,7 +33,7 @@ def test_path_runs_from_full_retention_to_fast(host, problem_type):
         assert point.predicted_speedup == predicted_speedup(model.config, LENGTHS)
 
 
-def test_no_other_configuration_has_less_divergence_at_the_cost(monkeypatch):
+def test_no_other_configuration_loses_less_at_the_cost(monkeypatch):
     """All there are with five shares and three encoders, whatever the curves."""
     monkeypatch.setattr(sensitivity, "_SHARES", (1.0, 0.8, 0.6, 0.4, 0.2))
     monkeypatch.setattr(sensitivity, "_RESOLUTION", 1e-9)
@@ -49,23 +49,23 @@ def test_no_other_configuration_has_less_divergence_at_the_cost(monkeypatch):
             every[kept] = cost, curves[0, kept[0]] + curves[1, kept[1]] - curves[1, kept[0]]
         best = {
             kept
-            for kept, (cost, divergence) in every.items()
-            if not any(c <= cost and d <= divergence for other, (c, d) in every.items() if other != kept)
+            for kept, (cost, loss) in every.items()
+            if not any(c <= cost and d <= loss for other, (c, d) in every.items() if other != kept)
         }
         found = sensitivity._best(model.config, curves, LENGTHS)
         assert {one.kept for one in found} == best
         assert [one.cost for one in found] == sorted((every[one.kept][0] for one in found), reverse=True)
-        assert [one.divergence for one in found] == pytest.approx([every[one.kept][1] for one in found])
+        assert [one.loss for one in found] == pytest.approx([every[one.kept][1] for one in found])
 
 
-def test_encoders_that_matter_less_keep_less(monkeypatch):
+def test_encoders_that_matter_less_keep_less():
     """Where the first encoder's word-vectors are all and the second's nothing, only the second's go."""
     model = Host("bert").make()
     curves = np.array([np.linspace(0, 1, 37), np.zeros(37)])
     slowest, *others = sensitivity._best(model.config, curves, LENGTHS)
     assert slowest.kept == (0, 0)
     assert others[0].kept == (0, 36)
-    assert others[0].divergence == 0
+    assert others[0].loss == 0
 
 
 def test_divergence_and_unchanged_predictions_are_those_of_the_logits(host):

@@ -4,10 +4,12 @@
 
 Forward passes on unlabelled texts are enough. What is measured is the mean Kullback-Leibler divergence of the answers
 from those at full retention: predictions themselves are too few to steer by, as on some hundred texts hardly one
-changes. `D_j(f)` is that of a model whose encoders from j on keep a share f of the word-vectors, those
-before j all. A configuration is then taken to cost `sum_j D_j(f_j) - D_j(f_(j-1))`: each encoder pays for the
-word-vectors that end there, for those alone. Under this sum the best configuration for every cost is found exactly, by
-dynamic programming over the encoders.
+changes. `D_j(f)` is that of a model whose encoders from j on keep a share f of the word-vectors, those before j all.
+
+A configuration is then taken to lose `sum_j S(D_j(f_j)) - S(D_j(f_(j-1)))`: each encoder pays for the word-vectors
+that end there, for those alone. `S(D) = -log(1 - D / D_max)` is close to `D / D_max` while that is small; but answers
+cannot get further off than those that know nothing of the input, so where several encoders eliminate much, what they
+leave over multiplies. Under this sum the best configuration for every cost is found exactly, by dynamic programming.
 """
 
 import logging
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # Shares that are measured, for every encoder; between them D is interpolated, monotonically.
 _MEASURED = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+# D_max over the largest divergence that was measured.
+_FARTHEST = 1.05
 # Shares that a configuration is made of.
 _SHARES = tuple(round(1 - step * 0.025, 3) for step in range(37))
 # Of partial configurations whose costs differ by less than this part of the whole, one is followed.
@@ -46,7 +50,7 @@ class PathPoint:
     Args:
         retention_config: L fractions.
         predicted_speedup: stock's multiply-accumulates over this configuration's, on the texts searched on.
-        divergence: what the sum over encoders says of its answers; in nats, a mean over texts.
+        divergence: of its answers, as the sum over encoders has it; in nats, a mean over texts.
     """
 
     retention_config: list[float]
@@ -58,7 +62,7 @@ class _Partial(NamedTuple):
     """The first encoders of a configuration; what they keep are places in `_SHARES`."""
 
     cost: float
-    divergence: float
+    loss: float
     kept: tuple[int, ...]
 
 
@@ -165,20 +169,24 @@ def search_path(
     model.eval()
     try:
         compare = comparison(model, features, batch_size, bf16)
-        curves = np.empty((last, len(_SHARES)))
+        measured = np.zeros((last, 1 + len(_MEASURED)))
         for encoder in range(last):
-            kept = [[1.0] * encoder + [share] * (last - encoder) for share in _MEASURED]
-            measured = np.maximum.accumulate([0.0, *(compare(whole(shares))[1] for shares in kept)])
-            curves[encoder] = PchipInterpolator([*_MEASURED[::-1], 1.0], measured[::-1])(_SHARES)
-            said = ", ".join(f"{measured[_MEASURED.index(f) + 1]:.2g} at {f:.0%}" for f in (0.9, 0.7, 0.5, 0.3))
+            for place, share in enumerate(_MEASURED, start=1):
+                measured[encoder, place] = compare(whole([1.0] * encoder + [share] * (last - encoder)))[1]
+            said = ", ".join(f"{measured[encoder, place]:.2g} at {_MEASURED[place - 1]:.0%}" for place in (2, 4, 6, 8))
             say(f"searching: encoder {encoder + 1} of {last}: divergence {said}")
+        measured = np.maximum.accumulate(measured, axis=1)
+        farthest = _FARTHEST * measured.max(initial=0.0) or 1.0
+        losses = -np.log1p(-measured / farthest)
+        shares = [*_MEASURED[::-1], 1.0]
+        curves = [PchipInterpolator(shares, encoder_losses[::-1])(_SHARES) for encoder_losses in losses]
         path: list[PathPoint] = []
         for found in _best(model.config, curves, lengths):
             config = whole([_SHARES[place] for place in found.kept])
             model.set_retention(config, unit="fraction")
             speedup = predicted_speedup(model.config, lengths)
             if not path or speedup >= _FASTER * path[-1].predicted_speedup:
-                path.append(PathPoint(config, speedup, found.divergence))
+                path.append(PathPoint(config, speedup, -farthest * np.expm1(-found.loss).item()))
     finally:
         model.set_retention(None, unit=unit)
     slowest, fastest = path[0].predicted_speedup, path[-1].predicted_speedup
@@ -186,12 +194,12 @@ def search_path(
     return path
 
 
-def _best(config: Any, curves: np.ndarray, lengths: Tensor) -> list[_Partial]:
-    """The configurations that no other beats in both cost and divergence, the costliest, full retention, first.
+def _best(config: Any, curves: Sequence[np.ndarray], lengths: Tensor) -> list[_Partial]:
+    """The configurations that no other beats in both cost and loss, the costliest, full retention, first.
 
     Args:
         config: the model's, of which only the sizes count.
-        curves: (L - 1, shares) `D_j`, never falling with the place of the share.
+        curves: (L - 1, shares) `S(D_j)`, never falling with the place of the share.
         lengths: (N,) integers, real word-vectors of each input.
     """
     sizes = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
@@ -216,7 +224,7 @@ def _best(config: Any, curves: np.ndarray, lengths: Tensor) -> list[_Partial]:
         fronts = {
             b: _front(
                 (
-                    _Partial(part.cost + cost[a, b], part.divergence + float(curve[b] - curve[a]), (*part.kept, b))
+                    _Partial(part.cost + cost[a, b], part.loss + float(curve[b] - curve[a]), (*part.kept, b))
                     for a, front in fronts.items()
                     if a <= b
                     for part in front
@@ -232,14 +240,14 @@ def _best(config: Any, curves: np.ndarray, lengths: Tensor) -> list[_Partial]:
 
 
 def _front(parts: Iterable[_Partial], resolution: float) -> list[_Partial]:
-    """Those that no cheaper one equals in divergence, by rising cost, at most one in each interval of costs."""
+    """Those that no cheaper one equals in loss, by rising cost, at most one in each interval of costs."""
     best: dict[int, _Partial] = {}
     for part in parts:
         place = int(part.cost // resolution)
-        if place not in best or part.divergence < best[place].divergence:
+        if place not in best or part.loss < best[place].loss:
             best[place] = part
     front: list[_Partial] = []
     for place in sorted(best):
-        if not front or best[place].divergence < front[-1].divergence:
+        if not front or best[place].loss < front[-1].loss:
             front.append(best[place])
     return front
