@@ -30,6 +30,8 @@ ORDER = [
     "labels",
     "data",
     "predict",
+    "sensitivity",
+    "calibration",
     "trainer",
     "recipe",
     "report",

@@ -305,7 +305,7 @@ def test_command_reads_texts_in_their_order(folder, tokenizer, capsys):
         ([*CONFIGURED, "--lengths=8", "--output=no/speed.json"], "must lie in a folder that there is, got no/speed"),
         ([*CONFIGURED, "--lengths=8", "--output=model/config.json"], "model/config.json exists already"),
         ([*CONFIGURED, "--lengths=8", "--smaller-model=nothing"], "The model nothing cannot be used"),
-        ([*CONFIGURED, "--texts=texts.txt"], "texts.txt cannot be used: "),
+        ([*CONFIGURED, "--texts=texts.txt"], "There is no file texts.txt"),
         ([*CONFIGURED, "--texts=empty.txt"], "empty.txt must hold texts, one a line, got none"),
         ([*CONFIGURED, "--texts=texts.pdf"], "There is no file texts.pdf"),
         ([*CONFIGURED, "--texts=rows.csv"], "A model needs a tokenizer, got none in model"),

@@ -45,6 +45,26 @@ def logits(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     return torch.cat(parts)
 
 
+def unchanged(answers: Tensor, expected: Tensor, problem_type: str | None) -> Tensor:
+    """Whose prediction is the same: the class, or with several labels a text each of them.
+
+    Args:
+        answers: (B, labels) logits.
+        expected: (B, labels) logits.
+        problem_type: of the model's configuration, not a regression's.
+
+    Returns:
+        (B,) booleans.
+
+    Example:
+        >>> unchanged(torch.tensor([[1.0, 2.0], [2.0, 1.0]]), torch.tensor([[0.0, 9.0], [0.0, 9.0]]), None)
+        tensor([ True, False])
+    """
+    if problem_type == "multi_label_classification":
+        return ((answers > 0) == (expected > 0)).all(dim=1)
+    return answers.argmax(dim=1) == expected.argmax(dim=1)
+
+
 def compare(ours: PreTrainedModel, stock: PreTrainedModel, batches: Sequence[Batch]) -> Agreement:
     """How ours and stock agree, and whether ours with nothing eliminated is stock at all.
 
@@ -82,13 +102,11 @@ def compare(ours: PreTrainedModel, stock: PreTrainedModel, batches: Sequence[Bat
             f"{off:.2g} apart, of at most {allowed:.2g} in {str(stock.dtype).removeprefix('torch.')}; compare the "
             "weights of the two before asking for their speed."
         )
-    unchanged = correlation = None
+    same = correlation = None
     if config.num_labels == 1 or config.problem_type == "regression":
         if expected.numel() > 1:
             pearson = torch.corrcoef(torch.stack([answers.flatten(), expected.flatten()]))[0, 1].item()
             correlation = None if math.isnan(pearson) else pearson
-    elif config.problem_type == "multi_label_classification":
-        unchanged = ((answers > 0) == (expected > 0)).all(dim=1).double().mean().item()
     else:
-        unchanged = (answers.argmax(dim=1) == expected.argmax(dim=1)).double().mean().item()
-    return Agreement(apart(full, expected), rounding, apart(answers, expected), unchanged, correlation)
+        same = unchanged(answers, expected, config.problem_type).double().mean().item()
+    return Agreement(apart(full, expected), rounding, apart(answers, expected), same, correlation)

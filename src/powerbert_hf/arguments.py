@@ -140,6 +140,25 @@ class PredictArguments(ModelArguments):
 
 
 @dataclass
+class CalibrateArguments(ModelArguments):
+    """Which model to make faster without training, on which texts, and what must stay."""
+
+    texts: str = field(kw_only=True, metadata={"help": "A file, without labels: txt with one a line, csv, jsonl, ..."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "A new folder for the model with its configuration; nothing if left out."}
+    )
+    text_columns: list[str] | None = field(default=None, metadata={"help": "Of the file: one column, or two."})
+    agreement: float = field(
+        default=0.99, metadata={"help": "Share of predictions that must stay, shown at 95 % confidence."}
+    )
+    inputs: int = field(default=2048, metadata={"help": "How many texts, at most; more show more, and take longer."})
+    max_length: int | None = field(default=None, metadata={"help": "Truncate inputs to this many word-pieces."})
+    batch_size: int = field(default=32, metadata={"help": "Inputs that the model reads at once."})
+    bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16."})
+    seed: int = field(default=0, metadata={"help": "Of the draws of texts."})
+
+
+@dataclass
 class ExportArguments(ModelArguments):
     """What to write, and where."""
 

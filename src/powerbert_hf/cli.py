@@ -18,6 +18,7 @@ from typing import Any
 from . import __version__
 from .arguments import (
     BenchmarkArguments,
+    CalibrateArguments,
     DataArguments,
     ExportArguments,
     ModelArguments,
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {
         "train": _train,
         "evaluate": _evaluate,
+        "calibrate": _calibrate,
         "predict": _predict,
         "benchmark": _benchmark,
         "export": _export,
@@ -50,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "command",
         choices=commands,
         help="train: fine-tune, search the configuration, re-train; evaluate: measure a model; "
+        "calibrate: find a configuration without training; "
         "predict: label the texts of a file; benchmark: time a model against stock; export: to ONNX; "
         "demo: train on a small generated task",
     )
@@ -196,6 +199,18 @@ def _predict(argv: list[str]) -> None:
     fields = {**asdict(options), **columns}
     rows = predict_file(fields.pop("model"), fields.pop("input"), fields.pop("output"), **fields)
     _say(f"{rows} rows answered in {options.output}")
+
+
+def _calibrate(argv: list[str]) -> None:
+    options = parse_for_model("calibrate", argv, CalibrateArguments)
+    from .calibration import calibrate_folder, format_calibration
+
+    _quiet_datasets()
+    fields = {**asdict(options), "text_columns": _names(options.text_columns)}
+    found = calibrate_folder(**fields, say=_say)
+    _say(f"\n{format_calibration(found)}")
+    if options.output_dir is not None:
+        _say(f"{options.output_dir} holds the model with this configuration")
 
 
 def _export(argv: list[str]) -> None:

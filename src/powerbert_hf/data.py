@@ -146,13 +146,17 @@ def file_reader(path: str, more: Mapping[str, str] | None = None) -> tuple[str, 
     return "csv", {"sep": "\t" if ending == "tsv" else ",", "keep_default_na": False, "na_values": [""]}
 
 
-def read_file(path: str) -> Dataset:
+def read_file(path: str, more: Mapping[str, str] | None = None) -> Dataset:
     """Read a table: csv, tsv, json, jsonl, parquet or arrow.
+
+    Args:
+        path: of the file.
+        more: see [`file_reader`].
 
     Raises:
         ValueError: for another kind of file, or for one that cannot be read or holds no rows.
     """
-    reader, options = file_reader(path)
+    reader, options = file_reader(path, more)
     try:
         with reading(path, REPAIR):
             return datasets.load_dataset(reader, data_files=path, split="train", **options)
@@ -160,6 +164,31 @@ def read_file(path: str) -> Dataset:
         if "corresponds to no data" not in str(error):
             raise
         raise ValueError(f"{path} must hold rows, got none; pass a file with rows.") from error
+
+
+def choose_texts(
+    columns: Sequence[str], holding_texts: Sequence[str], text_columns: Sequence[str] | None
+) -> list[str]:
+    """The columns of texts: those asked for, else the only one that it can be.
+
+    Args:
+        columns: all there are.
+        holding_texts: of these, where no column was asked for.
+        text_columns: asked for; one, or two for pairs.
+
+    Raises:
+        ValueError: for a column that is not there, or where several could be meant.
+    """
+    chosen = list(text_columns or holding_texts)
+    there = f"the data has {', '.join(columns)}."
+    if not text_columns and len(chosen) != 1:
+        raise ValueError(f"Name one or two `--text-columns`; {there}")
+    if len(chosen) > 2:
+        raise ValueError(f"A model reads one or two texts, got `--text-columns` {' '.join(chosen)}.")
+    for name in chosen:
+        if name not in columns:
+            raise ValueError(f"There is no column {name!r}; {there} Name `--text-columns`.")
+    return chosen
 
 
 def choose_columns(
@@ -177,22 +206,14 @@ def choose_columns(
     if label_column is None:
         label_column = "labels" if "labels" in columns and "label" not in columns else "label"
     labels = [label_column] if isinstance(label_column, str) else list(label_column)
-    chosen = list(text_columns or (task.text_columns if task else ()))
-    if not chosen:
-        strings = [
-            n for n, kind in dataset.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")
-        ]
-        chosen = [name for name in strings if name not in labels]
-        if len(chosen) != 1:
-            raise ValueError(f"Name one or two `--text-columns`; the data has {', '.join(columns)}.")
-    for name in [*chosen, *labels]:
+    strings = [n for n, kind in dataset.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")]
+    asked = text_columns or (task.text_columns if task else None)
+    chosen = choose_texts(columns, [name for name in strings if name not in labels], asked)
+    for name in labels:
         if name not in columns:
             raise ValueError(
-                f"There is no column {name!r}; the data has {', '.join(columns)}. Name `--text-columns` and "
-                "`--label-column`."
+                f"There is no column {name!r}; the data has {', '.join(columns)}. Name the `--label-column`."
             )
-    if len(chosen) > 2:
-        raise ValueError(f"A model reads one or two texts, got `--text-columns` {' '.join(chosen)}.")
     if not set(chosen).isdisjoint(labels):
         raise ValueError(f"A label must not be a text, got {' '.join(chosen)} and {' '.join(labels)}; name others.")
     return chosen, labels
@@ -250,6 +271,54 @@ def tokenize(
 
     encoded = dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="tokenise")
     return encoded.add_column("labels", list(labels))
+
+
+def read_texts(
+    path: str | Path, text_columns: Sequence[str] | None = None, rows: int | None = None, seed: int = 0
+) -> tuple[Dataset, list[str]]:
+    """Read the texts of a file, in its order; no labels are needed.
+
+    Args:
+        path: txt with a text a line, empty lines left out, csv, tsv, json, jsonl, parquet or arrow.
+        text_columns: one, or two for pairs; `None` where there is but one column of texts, labels not counted.
+        rows: to draw, at most.
+        seed: of the draw.
+
+    Returns:
+        The rows, and the names of their columns of texts.
+
+    Raises:
+        ValueError: for a file or columns that cannot be used.
+    """
+    data = read_file(str(path), {"txt": "text"})
+    if Path(path).suffix.lower() == ".txt":
+        data = data.filter(str.strip, input_columns="text")
+        if not len(data):
+            raise ValueError(f"{path} must hold texts, one a line, got none; pass a file with texts.")
+    labels = [name for name in ("label", "labels") if name in data.column_names and not text_columns]
+    columns, _ = choose_columns(data, text_columns, labels, None)
+    return data.select(np.sort(np.random.default_rng(seed).permutation(len(data))[:rows])), columns
+
+
+def tokenize_texts(
+    data: Dataset, text_columns: Sequence[str], tokenizer: Any, config: Any, max_length: int | None = None
+) -> list[dict[str, list[int]]]:
+    """Tokenise texts, unpadded.
+
+    Args:
+        data: from [`read_texts`].
+        text_columns: from there too.
+        tokenizer: the model's.
+        config: the model's.
+        max_length: word-pieces to truncate to; `None` is what tokenizer and model take.
+
+    Raises:
+        ValueError: for a length that cannot be, or where a text is missing.
+    """
+    limit = input_limit(tokenizer, config, len(text_columns), max_length)
+    tokens = tokenize(data, text_columns, [0] * len(data), tokenizer, limit)
+    names = [name for name in tokenizer.model_input_names if name in tokens.column_names]
+    return tokens.select_columns(names).to_list()
 
 
 def prepare_data(

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoint import load_classifier, load_tokenizer, reading
-from .data import REPAIR, file_reader, input_limit
+from .data import REPAIR, choose_texts, file_reader, input_limit
 from .files import whole_file
 
 Row = dict[str, Any]
@@ -204,16 +204,11 @@ def _choose_columns(
         ValueError: for a column that is not there, or where several could be meant.
     """
     columns = list(dict.fromkeys(name for row in head for name in row))
-    texts, kept = list(text_columns or ()), list(keep_columns)
-    if not texts:
-        # Those of a file that a model was measured on: its labels are no texts.
-        texts = [name for name in columns if name not in ("label", "labels")]
-        texts = [name for name in texts if any(isinstance(row.get(name), str) for row in head)]
-        if len(texts) != 1:
-            raise ValueError(f"Name one or two `--text-columns`; the data has {', '.join(columns)}.")
-    if len(texts) > 2:
-        raise ValueError(f"A model reads one or two texts, got `--text-columns` {' '.join(texts)}.")
-    for name in [*texts, *kept]:
+    # Those of a file that a model was measured on: its labels are no texts.
+    holding = [name for name in columns if name not in ("label", "labels")]
+    holding = [name for name in holding if any(isinstance(row.get(name), str) for row in head)]
+    texts, kept = choose_texts(columns, holding, text_columns), list(keep_columns)
+    for name in kept:
         if name not in columns:
             raise ValueError(f"There is no column {name!r}; the data has {', '.join(columns)}.")
     taken = sorted({"label", "score", "labels", "scores", "value"}.intersection(kept))

@@ -7,16 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from datasets import Dataset
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from .arguments import BenchmarkArguments
 from .benchmark import Features, Measurement, benchmark, hardware, make_batches
 from .checkpoint import load_classifier, load_config, load_tokenizer, reading
 from .cost import encoder_multiply_accumulates, stock_encoder_multiply_accumulates
-from .data import choose_columns, read_file, tokenize
+from .data import read_texts, tokenize_texts
 from .lengths import draw_lengths, random_features
 from .modeling_power import RetentionSequenceClassifierMixin
 from .profiling import encoder_seconds, peak_memory
@@ -158,7 +156,10 @@ def _inputs(
     if limit > longest:
         raise ValueError(f"`--max-length` must be at most what the model takes ({longest}), got {limit}; lower it.")
     if options.texts is not None:
-        features = read_texts(options, limit)
+        data, columns = read_texts(options.texts, options.text_columns, options.inputs, options.seed)
+        tokenizer = load_tokenizer(options.model, ours.config)
+        fits = min(limit, tokenizer.model_max_length)
+        features = tokenize_texts(data, columns, tokenizer, ours.config, fits)
         largest = max(max(row["input_ids"]) for row in features)
         if largest >= vocab_size:
             raise ValueError(
@@ -173,34 +174,6 @@ def _inputs(
         padded_to = min(options.max_length or padded_to, limit)
         lengths = [min(length, padded_to) for length in lengths]
         yield name, random_features(lengths, vocab_size, options.seed), padded_to
-
-
-def read_texts(options: BenchmarkArguments, max_length: int) -> list[dict[str, list[int]]]:
-    """Tokenise the texts of a file, at most `--inputs` of them, drawn with the seed, in the file's order.
-
-    Args:
-        options: the file, its columns and the model.
-        max_length: word-pieces to truncate to.
-
-    Raises:
-        ValueError: for a file, columns or texts that cannot be used.
-    """
-    path = Path(str(options.texts))
-    if path.suffix == ".txt":
-        with reading(str(path), "check its path, or convert it to UTF-8"):
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if not lines:
-            raise ValueError(f"{path} must hold texts, one a line, got none; pass a file with texts.")
-        data = Dataset.from_dict({"text": lines})
-    else:
-        data = read_file(str(path))
-    columns, _ = choose_columns(data, options.text_columns, [], None)
-    tokenizer = load_tokenizer(options.model, load_config(options.model))
-    rows = np.sort(np.random.default_rng(options.seed).permutation(len(data))[: options.inputs])
-    max_length = min(max_length, tokenizer.model_max_length)
-    tokens = tokenize(data.select(rows), columns, [0] * len(rows), tokenizer, max_length)
-    names = [name for name in tokenizer.model_input_names if name in tokens.column_names]
-    return tokens.select_columns(names).to_list()
 
 
 def _profile(

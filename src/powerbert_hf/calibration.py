@@ -1,0 +1,253 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A retention configuration without training: the fastest one that leaves a model's own predictions as they are.
+
+Nothing but forward passes on unlabelled texts is needed. The texts are divided at random:
+
+* On the first part a path of configurations is searched, from full retention on, see [`sensitivity.search_path`].
+* On the second part the configurations of the path are tested in their order, from gentle to fast, up to the first
+  one whose agreement is not shown to reach what was asked for: its exact (Clopper-Pearson) lower bound at 95 %
+  confidence is below. The last one before it is the result.
+
+The order was settled before the second part was looked at, and testing ends with the first failure, so the chance of
+a result that changes more predictions than allowed is at most 5 %, with no correction for the number of tests
+(fixed-sequence testing, Maurer et al. 1995). This is about texts like the given ones, drawn independently, and the
+agreement with the model, not about its accuracy.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil, log
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+from transformers import PreTrainedModel
+
+from .benchmark import Features
+from .checkpoint import load_classifier, load_tokenizer
+from .cost import predicted_speedup
+from .data import read_texts, tokenize_texts
+from .files import whole_folder
+from .sensitivity import check_model, comparison, search_path
+
+logger = logging.getLogger(__name__)
+
+_CONFIDENCE = 0.95
+# Texts to search on, at most; all others count in the bound.
+_SEARCHED = 512
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration that was tested on the second part of the texts.
+
+    Args:
+        retention_config: L fractions.
+        predicted_speedup: stock's multiply-accumulates over this configuration's, on all texts.
+        agreement: share of texts whose prediction is that of the model at full retention.
+        bound: the agreement's lower bound, one-sided at 95 % confidence.
+    """
+
+    retention_config: list[float]
+    predicted_speedup: float
+    agreement: float
+    bound: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What [`calibrate`] found.
+
+    Args:
+        chosen: the fastest configuration that was shown to reach `target`.
+        tried: all that were tested, in their order; the last one failed, unless the path ended.
+        target: the agreement that was asked for.
+        searched: texts that the path was searched on.
+        tested: texts that the agreement is of.
+    """
+
+    chosen: Candidate
+    tried: tuple[Candidate, ...]
+    target: float
+    searched: int
+    tested: int
+
+
+def agreement_bound(agreed: int, tested: int) -> float:
+    """The exact (Clopper-Pearson) lower bound of a share, one-sided at 95 % confidence.
+
+    Args:
+        agreed: texts whose prediction is the same.
+        tested: texts.
+
+    Example:
+        >>> round(agreement_bound(299, 299), 4), round(agreement_bound(298, 299), 4)
+        (0.99, 0.9842)
+    """
+    return float(binomtest(agreed, tested, alternative="greater").proportion_ci(_CONFIDENCE).low)
+
+
+def texts_needed(agreement: float) -> int:
+    """The fewest texts that can show an agreement: half of them are searched on, none of the others may change.
+
+    Args:
+        agreement: in (0, 1).
+
+    Raises:
+        ValueError: for another number.
+
+    Example:
+        >>> texts_needed(0.99), texts_needed(0.95)
+        (598, 118)
+    """
+    if not 0 < agreement < 1:
+        raise ValueError(
+            f"`agreement` must lie between 0 and 1, both excluded, got {agreement}; no number of texts can show that "
+            "not one prediction in the world changes. 0.99 is the default."
+        )
+    return 2 * ceil(log(1 - _CONFIDENCE) / log(agreement))
+
+
+def divide(texts: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows to search on, half of all but at most 512, and those to test on.
+
+    Args:
+        texts: how many there are.
+        seed: of the draw.
+    """
+    drawn = np.random.default_rng(seed).permutation(texts)
+    searched = min(_SEARCHED, texts // 2)
+    return drawn[:searched], drawn[searched:]
+
+
+def calibrate(
+    model: PreTrainedModel,
+    features: Features,
+    agreement: float = 0.99,
+    batch_size: int = 32,
+    bf16: bool = False,
+    seed: int = 0,
+    say: Callable[[str], None] = logger.info,
+) -> Calibration:
+    """Find the fastest configuration that leaves a model's predictions as they are, and set it.
+
+    Args:
+        model: a classifier of this package that keeps all word-vectors, fine-tuned; it is put into evaluation mode,
+            and has the configuration that was found when this returns.
+        features: inputs as a tokenizer returns them, unpadded: texts like those the model is to be used on.
+        agreement: share of predictions that must stay, in (0, 1): the class, or with several labels a text all of
+            them.
+        batch_size: inputs that the model reads at once.
+        bf16: compute in bfloat16, here as in use.
+        seed: of the draw that divides the texts.
+        say: told what is going on, a line at a time.
+
+    Raises:
+        ValueError: for a model or an agreement that cannot be calibrated, or for too few inputs; the model stays as
+            it was.
+    """
+    check_model(model.config)
+    needed = texts_needed(agreement)
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    if len(features) < needed:
+        raise ValueError(
+            f"To show an agreement of {agreement:g}, at least {needed} texts are needed, got {len(features)}; pass "
+            "more, or ask for a lower `agreement`."
+        )
+    model.eval()
+    first, second = ([features[row] for row in rows] for rows in divide(len(features), seed))
+    lengths = torch.tensor([len(row["input_ids"]) for row in features])
+    tried: list[Candidate] = []
+    unit = model.config.retention_unit
+    try:
+        path = search_path(model, first, batch_size, bf16, say)
+        compare = comparison(model, second, batch_size, bf16)
+        for config in (point.retention_config for point in path):
+            same, _ = compare(config)
+            share, bound = same.double().mean().item(), agreement_bound(int(same.sum()), len(second))
+            tried.append(Candidate(config, predicted_speedup(model.config, lengths), share, bound))
+            say(
+                f"testing: {_spelled(config)}: {tried[-1].predicted_speedup:.2f}x predicted, {share:.2%} agreement, "
+                f"at least {bound:.2%}"
+            )
+            if bound < agreement:
+                break
+    finally:
+        model.set_retention(None, unit=unit)
+    # The first one keeps everything, so it was not the one to fail.
+    chosen = tried[-1] if tried[-1].bound >= agreement else tried[-2]
+    model.set_retention(chosen.retention_config, unit="fraction")
+    return Calibration(chosen, tuple(tried), agreement, len(first), len(second))
+
+
+def calibrate_folder(
+    model: str | Path,
+    texts: str | Path,
+    output_dir: str | Path | None = None,
+    text_columns: Sequence[str] | None = None,
+    agreement: float = 0.99,
+    inputs: int = 2048,
+    max_length: int | None = None,
+    batch_size: int = 32,
+    bf16: bool = False,
+    seed: int = 0,
+    say: Callable[[str], None] = logger.info,
+) -> Calibration:
+    """Calibrate a checkpoint on the texts of a file, and write it with the configuration that was found.
+
+    Args:
+        model: a Hub id or a folder: BERT or ALBERT with a trained classification head.
+        texts: txt with a text a line, csv, tsv, json, jsonl, parquet or arrow.
+        output_dir: a new folder for weights, configuration and tokenizer; `None` writes nothing.
+        text_columns: one, or two for pairs; `None` where there is but one column of texts.
+        agreement: see [`calibrate`].
+        inputs: texts to use, at most; of more, so many are drawn.
+        max_length: word-pieces to truncate to; `None` is what tokenizer and model take.
+        batch_size: see [`calibrate`].
+        bf16: see [`calibrate`].
+        seed: of the draws.
+        say: see [`calibrate`].
+
+    Raises:
+        ValueError: for files, columns, texts or a model that cannot be used; nothing is written.
+    """
+    folder = None if output_dir is None else Path(output_dir)
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something else; choose another `--output-dir`, or empty it.")
+    needed = texts_needed(agreement)
+    if inputs < needed:
+        raise ValueError(f"`--inputs` must be at least {needed} for an agreement of {agreement:g}, got {inputs}.")
+    data, columns = read_texts(texts, text_columns, inputs, seed)
+    classifier = load_classifier(model, needs_head=True)
+    check_model(classifier.config)
+    tokenizer = load_tokenizer(model, classifier.config)
+    features = tokenize_texts(data, columns, tokenizer, classifier.config, max_length)
+    if torch.accelerator.is_available():
+        classifier.to(torch.accelerator.current_accelerator())
+    found = calibrate(classifier, features, agreement, batch_size, bf16, seed, say)
+    if folder is not None:
+        with whole_folder(folder) as partial:
+            classifier.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+    return found
+
+
+def format_calibration(found: Calibration) -> str:
+    """What the command prints at the end."""
+    chosen = found.chosen
+    ended = "the next one failed" if chosen is not found.tried[-1] else "the search found none that is faster"
+    return (
+        f"retention_config {_spelled(chosen.retention_config)} (of an input)\n"
+        f"{chosen.predicted_speedup:.2f}x fewer multiply-accumulates than stock on inputs of these lengths\n"
+        f"{chosen.agreement:.2%} of {found.tested} predictions are those at full retention, at least "
+        f"{chosen.bound:.2%} at 95 % confidence\n"
+        f"{len(found.tried)} configurations tested, searched on {found.searched} other texts; {ended}"
+    )
+
+
+def _spelled(config: list[float]) -> str:
+    return " ".join(f"{entry:.3g}" for entry in config)

@@ -1,0 +1,217 @@
+"""Calibration: what it reports is so, nothing that was not shown is chosen, and what cannot be shown is refused."""
+
+import gc
+import json
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.stats import beta
+from transformers import AutoModelForSequenceClassification
+
+from conftest import WORDS, Host
+from powerbert_hf import calibration, cli
+from powerbert_hf.agreement import unchanged
+from powerbert_hf.calibration import agreement_bound, calibrate, texts_needed
+from powerbert_hf.cost import predicted_speedup
+from powerbert_hf.data import read_texts, tokenize_texts
+from test_bad_input import refused
+
+CLASSES = {"id2label": {0: "no", 1: "maybe", 2: "yes"}, "label2id": {"no": 0, "maybe": 1, "yes": 2}}
+HEADS = {"classes": CLASSES, "several labels": {**CLASSES, "problem_type": "multi_label_classification"}}
+
+# `datasets` closes a file only when it has read to its end.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def _collect():
+    """Here, not in a test that expects no warnings."""
+    yield
+    gc.collect()
+
+
+def make_features(inputs, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(4, 24, (inputs,), generator=generator).tolist()
+    return [{"input_ids": torch.randint(1, 60, (length,), generator=generator).tolist()} for length in lengths]
+
+
+def make_texts(inputs):
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(3, 20, (inputs,), generator=generator).tolist()
+    return [
+        " ".join(WORDS[n] for n in torch.randint(len(WORDS), (length,), generator=generator).tolist())
+        for length in lengths
+    ]
+
+
+@torch.no_grad()
+def answers(model, features):
+    return torch.cat([model(torch.tensor([row["input_ids"]])).logits for row in features])
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_reported_numbers_are_those_of_the_model_that_is_left(host, head):
+    features = make_features(300)
+    model = host.make(**HEADS[head])
+    before = answers(model, features)
+    # Asked for little, so that something is eliminated.
+    found = calibrate(model, features, agreement=0.6)
+    chosen = found.chosen
+    assert model.config.retention_config == chosen.retention_config
+    assert (model.config.retention_unit, model.config.retention_mode) == ("fraction", None)
+    assert chosen.retention_config[1] < 1
+    lengths = torch.tensor([len(row["input_ids"]) for row in features])
+    assert chosen.predicted_speedup == pytest.approx(predicted_speedup(model.config, lengths))
+    assert (found.searched, found.tested) == (150, 150)
+    second = calibration.divide(300, seed=0)[1].tolist()
+    same = unchanged(answers(model, features)[second], before[second], model.config.problem_type)
+    assert chosen.agreement == pytest.approx(same.double().mean().item())
+    assert chosen.bound == agreement_bound(int(same.sum()), 150) >= 0.6
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    agreement=st.floats(0.3, 0.95),
+    inputs=st.integers(120, 200),
+    seed=st.integers(0, 9),
+    name=st.sampled_from(["bert", "albert"]),
+)
+def test_what_was_not_shown_is_not_chosen(agreement, inputs, seed, name):
+    found = calibrate(Host(name).make(**CLASSES), make_features(inputs, seed), agreement=agreement, seed=seed)
+    assert found.tried[0].retention_config[:-1] == [1.0] * 2
+    assert found.tried[0].agreement == 1
+    assert all(one.bound >= agreement for one in found.tried[:-1])
+    passed = [one for one in found.tried if one.bound >= agreement]
+    assert found.chosen is passed[-1]
+
+
+def test_seed_decides_and_batches_do_not():
+    features = make_features(200)
+    first, again, other = (
+        calibrate(Host("bert").make(**CLASSES), features, 0.8, batch_size, seed=seed)
+        for batch_size, seed in ((32, 0), (7, 0), (32, 1))
+    )
+    assert [one.retention_config for one in first.tried] == [one.retention_config for one in again.tried]
+    assert first != other
+
+
+@pytest.mark.parametrize("agreement", [0.5, 0.9, 0.99, 0.995])
+def test_fewest_texts_are_those_that_can_show_it(agreement):
+    half = texts_needed(agreement) // 2
+    assert agreement_bound(half, half) >= agreement > agreement_bound(half - 1, half - 1)
+    assert agreement_bound(half - 1, half) == pytest.approx(beta.ppf(0.05, half - 1, 2))
+
+
+def test_one_encoder_has_nothing_to_lower():
+    model = Host("bert")
+    model.fields["num_hidden_layers"] = 1
+    found = calibrate(model.make(**CLASSES), make_features(60), agreement=0.9)
+    longest = max(len(row["input_ids"]) for row in make_features(60))
+    assert [one.retention_config for one in found.tried] == [[1 / longest]]
+
+
+def test_bf16_is_compared_with_bf16():
+    model = Host("bert").make(**CLASSES)
+    found = calibrate(model, make_features(60), agreement=0.9, bf16=True)
+    assert found.tried[0].agreement == 1
+    assert model.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "inputs", "message"),
+    [
+        (CLASSES, {}, 597, "at least 598 texts are needed, got 597"),
+        (CLASSES, {"agreement": 0.95}, 100, "at least 118 texts are needed, got 100"),
+        (CLASSES, {"agreement": 1.0}, 600, "`agreement` must lie between 0 and 1, both excluded, got 1.0"),
+        (CLASSES, {"agreement": 0}, 600, "got 0"),
+        (CLASSES, {"agreement": float("nan")}, 600, "got nan"),
+        (CLASSES, {"batch_size": 0}, 600, "`batch_size` must be at least 1, got 0"),
+        ({"num_labels": 1}, {}, 600, "got a model that predicts a number"),
+        ({"num_labels": 2, "problem_type": "regression"}, {}, 600, "got a model that predicts a number"),
+        ({"retention_config": [9, 5, 2]}, {}, 600, r"got one with `retention_config` \[9, 5, 2\]"),
+        ({"retention_mode": "soft", "retention_length": 9}, {}, 600, "and `retention_mode` 'soft'"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused_and_stays(fields, options, inputs, message):
+    model = Host("bert").make(**fields)
+    before = model.config.to_dict()
+    with pytest.raises(ValueError, match=message):
+        calibrate(model, make_features(inputs), **options)
+    assert model.config.to_dict() == before
+
+
+def test_a_model_without_answers_is_refused_and_stays():
+    model = Host("bert").make(**CLASSES)
+    torch.nn.init.constant_(model.classifier.bias, float("nan"))
+    before = model.config.to_dict()
+    with pytest.raises(ValueError, match="finite logits"):
+        calibrate(model, make_features(60), agreement=0.9)
+    assert model.config.to_dict() == before
+
+
+@pytest.fixture
+def folder(tokenizer, tmp_path, monkeypatch):
+    """A tiny stock classifier and texts, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    Host("bert").make_stock(**CLASSES).save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    (tmp_path / "texts.txt").write_text("\n".join(make_texts(130)))
+    return tmp_path
+
+
+def test_command_end_to_end(folder, tokenizer, capsys):
+    assert cli.main(["calibrate", "model", "--texts=texts.txt", "--agreement=0.8", "--output-dir=fast"]) == 0
+    out = capsys.readouterr().out
+    config = json.loads((folder / "fast" / "config.json").read_text())
+    assert config["retention_mode"] is None
+    assert config["retention_unit"] == "fraction"
+    spelled = " ".join(f"{entry:.3g}" for entry in config["retention_config"])
+    assert f"\nretention_config {spelled} (of an input)\n" in out
+    assert "testing: 1 1 0.0" in out
+    assert "of 65 predictions are those at full retention" in out
+    model = AutoModelForSequenceClassification.from_pretrained("fast")
+    ours = Host("bert").make(**CLASSES)
+    features = tokenize_texts(*read_texts("texts.txt"), tokenizer, ours.config)
+    found = calibrate(ours, features, 0.8)
+    assert found.chosen.retention_config == config["retention_config"]
+    torch.testing.assert_close(answers(model, features), answers(ours, features))
+    assert not (folder / "fast.partial").exists()
+
+
+def test_command_writes_nothing_unless_asked_and_reads_pairs(folder, capsys):
+    texts = make_texts(260)
+    pairs = [f"{one},{two},yes" for one, two in zip(texts[::2], texts[1::2], strict=True)]
+    (folder / "pairs.csv").write_text("\n".join(["one,two,label", *pairs]))
+    before = sorted(folder.rglob("*"))
+    options = ["--texts=pairs.csv", "--text-columns=one,two", "--agreement=0.8", "--inputs=120", "--bf16"]
+    assert cli.main(["calibrate", "model", *options]) == 0
+    assert "of 60 predictions are those at full retention" in capsys.readouterr().out
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--texts=no.txt"], "There is no file no.txt"),
+        (["--texts=texts.txt"], "at least 598 texts are needed, got 130"),
+        (["--texts=texts.txt", "--inputs=100"], "`--inputs` must be at least 598 for an agreement of 0.99, got 100"),
+        (["--texts=texts.txt", "--agreement=1"], "`agreement` must lie between 0 and 1"),
+        (["--texts=texts.txt", "--agreement=0.8", "--max-length=2"], "`max_length` must lie between 3"),
+        (["--texts=texts.txt", "--output-dir=model"], "model holds something else"),
+        (["--texts=texts.txt", "--agremeent=0.8"], "did you mean --agreement?"),
+        (["--texts=empty.txt"], "empty.txt must hold texts, one a line, got none"),
+        (["--texts=rows.csv"], "Name one or two `--text-columns`; the data has one, two."),
+    ],
+)
+def test_command_refuses_in_one_sentence(folder, capsys, options, message):
+    (folder / "empty.txt").write_text("\n \n")
+    (folder / "rows.csv").write_text("one,two\na film,the cast\n")
+    assert message in refused(capsys, folder, ["model", *options], command="calibrate")
+
+
+def test_command_refuses_a_model_without_a_head(folder, capsys):
+    Host("bert").make_stock("stock_base").save_pretrained("model")
+    assert "trained classification head" in refused(capsys, folder, ["model", "--texts=texts.txt"], "calibrate")
