@@ -138,11 +138,12 @@ def test_soft_and_hard_rank_the_same_word_vectors_first(host, batch):
         assert [position for position in kept[row].tolist() if position >= 0] == stayed
 
 
-def test_penalty_is_the_weighted_mass_less_that_of_the_last_encoder(host, batch):
-    ours = host.make(**SOFT["fraction"])
+@pytest.mark.parametrize(("soft_extract", "last"), [("multiply", 0), ("published", 3), ("hide", 0)])
+def test_penalty_is_the_weighted_mass_with_the_last_encoders_as_in_the_paper(host, batch, soft_extract, last):
+    ours = host.make(**SOFT["fraction"], retention_soft_extract=soft_extract)
     with torch.no_grad():
         ours.retention_weights.copy_(torch.tensor([[0.9], [0.5], [0.1]]).expand(3, 10))
-    assert ours(**batch).retention_penalty.item() == pytest.approx(1 * 9 + 2 * 5)
+    assert ours(**batch).retention_penalty.item() == pytest.approx(1 * 9 + 2 * 5 + last * 1)
     assert ours.base_model(**batch).retention_penalty.item() == pytest.approx(1 * 9 + 2 * 5 + 3 * 1)
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, get_args
 from huggingface_hub.dataclasses import strict
 from transformers import AlbertConfig, BertConfig, PreTrainedConfig
 
-from .retention import RetentionMode, check_retention_config
+from .retention import RetentionMode, RetentionSoftExtract, check_retention_config
 
 
 @strict
@@ -25,6 +25,11 @@ class RetentionConfig(PreTrainedConfig):
             `"off"` is the stock model, `"soft"` weighs word-vectors by rank to learn a configuration, `"hard"` removes
             them. `None` means hard with a configuration and off without, and is saved as `None`, so that a model saved
             without a configuration can be loaded with one.
+        retention_soft_extract (`str`, *optional*, defaults to `"multiply"`):
+            What soft mode does with a word-vector of weight w. `"multiply"`: it is multiplied by w (paper, section
+            3.3). `"published"`: the same, and the penalty moves the last encoder's weights too, which a classifier
+            never reads. `"hide"`: all later encoders attend to it, and count its votes in the significance, w times
+            as much; with weights of 0 and 1 that is hard mode.
 
     Raises:
         ValueError: on construction, for fields that contradict each other or the backbone. A field of the wrong type,
@@ -35,6 +40,7 @@ class RetentionConfig(PreTrainedConfig):
     retention_unit: str = "words"
     retention_length: int | None = None
     retention_mode: str | None = None
+    retention_soft_extract: str = "multiply"
 
     upstream_model_type: ClassVar[str] = ""
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["kept_positions", "retention_penalty"]
@@ -79,6 +85,11 @@ class RetentionConfig(PreTrainedConfig):
             raise ValueError(
                 f"`retention_mode` must be None or one of {', '.join(get_args(RetentionMode))}, got "
                 f"{self.retention_mode!r}."
+            )
+        if self.retention_soft_extract not in get_args(RetentionSoftExtract):
+            raise ValueError(
+                f"`retention_soft_extract` must be one of {', '.join(get_args(RetentionSoftExtract))}, got "
+                f"{self.retention_soft_extract!r}."
             )
         if self.retention_mode == "hard" and self.retention_config is None:
             raise ValueError(

@@ -19,7 +19,14 @@ from transformers.utils import TransformersKwargs, is_tracing, logging
 
 from .encoder import Extract, Kept, Rule, SoftExtract
 from .packing import Packed
-from .retention import RetentionMode, retention_count, retention_mass, retention_penalty, soft_extract_weights
+from .retention import (
+    RetentionMode,
+    hiding_bias,
+    retention_count,
+    retention_mass,
+    retention_penalty,
+    soft_extract_weights,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -138,6 +145,7 @@ class RetentionEncoderMixin:
                 "A model in soft mode needs retention weights, got none: it was built in another mode; load it with "
                 '`retention_mode="soft"`.'
             )
+        hide = self.config.retention_soft_extract == "hide"
         previous, left = None, width
         for encoder in range(self.config.num_encoders):
             if mode == "off":
@@ -145,7 +153,8 @@ class RetentionEncoderMixin:
             elif cls_only and encoder == last:
                 yield Extract(1, None, not all_queries)
             elif mode == "soft" and weights is not None and lengths is not None:
-                yield SoftExtract(soft_extract_weights(weights[encoder], lengths, width, unit))
+                rank_weights = soft_extract_weights(weights[encoder], lengths, width, unit)
+                yield SoftExtract(rank_weights, hide)
             else:
                 entry = self.config.retention_config[encoder]
                 kept = retention_count(entry, width, unit)
@@ -216,7 +225,12 @@ class RetentionEncoderMixin:
         if weights is not None:
             # In float32 whatever the model was cast to, and no leaf, so that the gradients of a forward meet in it.
             weights = weights.float().view_as(weights)
-            penalty = retention_penalty(retention_mass(weights[:-1] if cls_only else weights))
+            hide = self.config.retention_soft_extract == "hide"
+            if hide:
+                self._check_attention()
+            published = self.config.retention_soft_extract == "published"
+            learned = weights if published or not cls_only else weights[:-1]
+            penalty = retention_penalty(retention_mass(learned))
             if self.training and penalty.requires_grad and not is_tracing():
                 warn_if_left_out(penalty, weights)
 
@@ -233,9 +247,14 @@ class RetentionEncoderMixin:
                     attention_mask=kept.mask,
                     encoder_hidden_states=hidden_states,
                 )
+                if kept.weights is not None:
+                    hiding = self._hiding_mask(kept.weights, kept.mask, hidden_states.dtype)
+                    backend_mask = hiding.expand(-1, 1, queried.shape[1], -1)
                 mask_made_for = kept
             # All positional: gradient checkpointing sees only these, and the hooks take hidden states from the first.
             hidden_states, kept = encoder(hidden_states, backend_mask, kept, rule, **kwargs)
+            if kept.weights is not None and torch.is_grad_enabled() and not kept.weights.requires_grad:
+                self._check_reentrant()
             kept_positions.append(kept.positions)
 
         return PoWERModelOutput(
@@ -243,6 +262,28 @@ class RetentionEncoderMixin:
             kept_positions=tuple(kept_positions) if output_kept_positions else None,
             retention_penalty=penalty,
         )
+
+    def _check_reentrant(self) -> None:
+        """What one encoder leaves for the next has no gradient: refuse it, unless nobody wants one."""
+        if self.retention_weights is not None and self.retention_weights.requires_grad:
+            raise ValueError(
+                "Gradient checkpointing must not be reentrant where word-vectors are hidden, or the gradients of "
+                'retention weights are lost; set `gradient_checkpointing_kwargs={"use_reentrant": False}`.'
+            )
+
+    def _check_attention(self) -> None:
+        if self.config._attn_implementation not in ("eager", "sdpa"):
+            raise ValueError(
+                "Soft mode hides word-vectors by numbers added to attention scores, which eager and sdpa attention "
+                f'take, got {self.config._attn_implementation!r}; load the model with `attn_implementation="sdpa"`.'
+            )
+
+    def _hiding_mask(self, weights: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """(B, 1, 1, T), what to add to attention scores."""
+        bias = hiding_bias(weights).to(dtype)
+        if mask is not None:
+            bias = bias.masked_fill(~mask, torch.finfo(dtype).min)
+        return bias[:, None, None, :]
 
     def forward_packed(self, hidden_states: Tensor, packed: Packed) -> Tensor:
         """The same for packed embeddings, (1, S, D), if only [CLS] is read of the result: (B, 1, D)."""

@@ -7,7 +7,7 @@ word-vectors these are. Its rule says what becomes of them: `None` (keep all), [
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from .packing import Packed, attend_all, attend_and_rank
-from .retention import attention_received, extract, rank, significance, soft_extract
+from .retention import attention_received, extract, rank, significance, soft_extract, weights_by_position
 
 
 class Kept(NamedTuple):
@@ -25,11 +25,13 @@ class Kept(NamedTuple):
     """(B, T), true where real; `None` if all are."""
     positions: Tensor | None
     """(B, T), the position in the input of each, -1 where not real; `None` if nobody asked."""
+    weights: Tensor | None = None
+    """(B, T) in [0, 1], how much Soft-extract has left of each; `None` is all of it."""
 
     def extract(self, order: Tensor, rule: "Extract", *vectors: Tensor) -> tuple["Kept", list[Tensor]]:
         """Keep what `rule` says of the word-vectors, and of each (B, T, D) in `vectors`."""
         kept = extract(order, rule.width, rule.counts)
-        mask, positions = [None if part is None else part.gather(1, kept) for part in self]
+        mask, positions, weights = [None if part is None else part.gather(1, kept) for part in self]
         if rule.counts is not None:
             filled = torch.arange(rule.width, device=kept.device) < rule.counts[:, None]
             mask = filled if mask is None else mask & filled
@@ -41,7 +43,12 @@ class Kept(NamedTuple):
             chosen = (kept + example * part.shape[1]).flatten()
             return part.flatten(0, 1).index_select(0, chosen).unflatten(0, kept.shape)
 
-        return Kept(mask, positions), [rows(part) for part in vectors]
+        return Kept(mask, positions, weights), [rows(part) for part in vectors]
+
+    def hide(self, order: Tensor, rule: "SoftExtract") -> "Kept":
+        """Leave less of the word-vectors, as `rule` says; what an encoder has removed, no later one brings back."""
+        left = weights_by_position(order, rule.rank_weights)
+        return self._replace(weights=left if self.weights is None else torch.minimum(left, self.weights))
 
 
 class Extract(NamedTuple):
@@ -64,6 +71,8 @@ class SoftExtract(NamedTuple):
 
     rank_weights: Tensor
     """(B, T)."""
+    hide: bool
+    """Whether they are hidden from later attention; else they are multiplied, as in the paper."""
 
 
 Rule: TypeAlias = Extract | SoftExtract | None
@@ -134,9 +143,9 @@ class RankingAttentionMixin:
         elif rule is not None:
             exact = not self.training and weights is not None and weights.dtype == torch.float32
             if exact and self.config._attn_implementation == "eager":
-                received = attention_received(weights, kept.mask)
+                received = attention_received(weights, kept.mask, kept.weights)
             else:
-                received = significance(query, key, kept.mask, self.scaling)
+                received = significance(query, key, kept.mask, self.scaling, kept.weights)
             order = rank(received, kept.mask)
         return context.reshape(*queried.shape[:-1], -1).contiguous(), weights, order
 
@@ -186,7 +195,10 @@ def retain(
     if rule is None or order is None:
         return project(context, residual), kept
     if isinstance(rule, SoftExtract):
-        return soft_extract(project(context, residual), order, rule.rank_weights), kept
+        if not rule.hide:
+            return soft_extract(project(context, residual), order, rule.rank_weights), kept
+        # Soft mode trains, and only inference packs.
+        return project(context, residual), cast(Kept, kept).hide(order, rule)
     if isinstance(kept, Packed):
         return project(context, residual.index_select(1, order)), Packed(rule.kept(kept))
     kept, (context, residual) = kept.extract(order, rule, context, residual)

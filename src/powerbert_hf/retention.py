@@ -40,6 +40,7 @@ from torch import Tensor
 
 RetentionUnit = Literal["words", "fraction"]
 RetentionMode = Literal["off", "soft", "hard"]
+RetentionSoftExtract = Literal["multiply", "published", "hide"]
 
 # Fractions are counted in integers of 2**-40, so that one formula is exact for Python integers, for tensors on any
 # device, and for the symbolic sizes of torch.export. In bf16 a plain ceil(f * n) is wrong for a third of all pairs.
@@ -47,12 +48,20 @@ _ONE = 1 << 40
 # ceil(f * n) must not round up because a fraction such as 7/30 is not a binary number.
 _COUNT_SLACK = 1e-6
 _MASS_SLACK = 1e-4
+# Share of its attention that a removed word-vector still takes in the search.
+_NOTHING_LEFT = 1e-8
 # Further right than any position. A constant: not every exporter can multiply by a symbolic size.
 _BEYOND = 1 << 32
 
 
 @torch.no_grad()
-def significance(query: Tensor, key: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
+def significance(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Attention that every word-vector receives from the other ones, summed over heads (paper, section 3.2).
 
     Args:
@@ -60,6 +69,7 @@ def significance(query: Tensor, key: Tensor, mask: Tensor | None = None, scale: 
         key: (B, H, T, D/H).
         mask: (B, T), true where a word-vector is real; `None` if all are. Others neither vote nor receive.
         scale: factor on the scores before the softmax; `None` is one over the root of the head size.
+        weights: (B, T) in [0, 1], how much of each word-vector is left (Soft-extract); `None` is all of it.
 
     Returns:
         (B, T) in float32, without gradient. A word-vector's attention to itself is not counted. Scores are multiplied
@@ -78,16 +88,19 @@ def significance(query: Tensor, key: Tensor, mask: Tensor | None = None, scale: 
     scores = query @ key.transpose(-1, -2) * scale  # (B, H, T, T)
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min)
-    return attention_received(scores.softmax(dim=-1, dtype=torch.float32), mask)
+    if weights is not None:
+        scores = scores + hiding_bias(weights)[:, None, None, :]
+    return attention_received(scores.softmax(dim=-1, dtype=torch.float32), mask, weights)
 
 
 @torch.no_grad()
-def attention_received(attention: Tensor, mask: Tensor | None = None) -> Tensor:
+def attention_received(attention: Tensor, mask: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
     """The significance, from attention probabilities that have been computed already.
 
     Args:
         attention: (B, H, T, T), rows sum to 1.
         mask: (B, T), true where a word-vector is real; `None` if all are. Rows of others do not vote.
+        weights: (B, T) in [0, 1], how much each row's vote counts; `None` is 1.
 
     Returns:
         (B, T) in float32, without gradient.
@@ -99,7 +112,25 @@ def attention_received(attention: Tensor, mask: Tensor | None = None) -> Tensor:
     not_counted = torch.eye(attention.shape[-1], dtype=torch.bool, device=attention.device)
     if mask is not None:
         not_counted = not_counted | ~mask[:, :, None]
-    return attention.sum(dim=1, dtype=torch.float32).masked_fill(not_counted, 0.0).sum(dim=1)
+    votes = attention.sum(dim=1, dtype=torch.float32).masked_fill(not_counted, 0.0)
+    return votes.sum(dim=1) if weights is None else (votes * weights[:, :, None]).sum(dim=1)
+
+
+def hiding_bias(weights: Tensor) -> Tensor:
+    """What to add to attention scores so that a key takes `weights` times the attention that it would take.
+
+    Args:
+        weights: (B, T) in [0, 1].
+
+    Returns:
+        (B, T), finite, so that the gradient is, even where nothing is left.
+
+    Example:
+        >>> scores = torch.zeros(1, 2) + hiding_bias(torch.tensor([[1.0, 0.5]]))
+        >>> scores.softmax(-1)
+        tensor([[0.6667, 0.3333]])
+    """
+    return (weights + _NOTHING_LEFT).log()
 
 
 def rank(significance: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -172,8 +203,24 @@ def soft_extract(hidden_states: Tensor, order: Tensor, rank_weights: Tensor) -> 
         >>> soft_extract(vectors, torch.tensor([[0, 2, 1]]), torch.tensor([[1.0, 0.5, 0.1]])).flatten()
         tensor([ 1.,  1., 50.])
     """
-    weights = torch.zeros_like(rank_weights).scatter(1, order, rank_weights)
-    return hidden_states * weights.to(hidden_states.dtype)[..., None]
+    return hidden_states * weights_by_position(order, rank_weights).to(hidden_states.dtype)[..., None]
+
+
+def weights_by_position(order: Tensor, rank_weights: Tensor) -> Tensor:
+    """The weight of every word-vector, from the weight of its rank.
+
+    Args:
+        order: (B, T) from `rank`.
+        rank_weights: (B, T) from `soft_extract_weights`.
+
+    Returns:
+        (B, T). The gradient reaches `rank_weights`, not the ranking.
+
+    Example:
+        >>> weights_by_position(torch.tensor([[0, 2, 1]]), torch.tensor([[1.0, 0.5, 0.1]]))
+        tensor([[1.0000, 0.1000, 0.5000]])
+    """
+    return torch.zeros_like(rank_weights).scatter(1, order, rank_weights)
 
 
 def soft_extract_weights(weights: Tensor, lengths: Tensor, width: int, unit: RetentionUnit) -> Tensor:
