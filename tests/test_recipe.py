@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from powerbert_hf import arguments, cli, recipe
+from powerbert_hf import arguments, cli, recipe, steps, tasks
 from powerbert_hf.trainer import PoWERTrainer
 
 FAST = ["--num-train-epochs=1", "--per-device-train-batch-size=16", "--learning-rate=1e-3", "--disable-tqdm=true"]
@@ -52,6 +52,7 @@ def test_train_leaves_three_models_and_a_report(host, inputs, tmp_path, capsys):
 
     report = json.loads((run / "report.json").read_text())
     assert {
+        "model",
         "metric",
         "base",
         "final",
@@ -144,21 +145,21 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(host, inputs, tmp_path, c
     folder = tmp_path / "run" / "checkpoints" / "fine_tuned"
     caplog.set_level("INFO", logger="powerbert_hf")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "evaluate_model", interrupt)
+        patch.setattr(steps, "evaluate_model", interrupt)
         assert cli.main(["train", *inputs, "--save-strategy=steps", "--save-steps=1", "--save-total-limit=2"]) == 130
     last, before = str(folder / "checkpoint-4"), str(folder / "checkpoint-3")
-    assert recipe._last_complete_checkpoint(str(folder)) == last
+    assert steps._last_complete_checkpoint(str(folder)) == last
     for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"):
         file = folder / "checkpoint-4" / name
         content = file.read_bytes()
         for damaged in (content[: len(content) // 2], content[:-2], b"", None):
             caplog.clear()
             file.unlink() if damaged is None else file.write_bytes(damaged)
-            assert recipe._last_complete_checkpoint(str(folder)) == before, name
+            assert steps._last_complete_checkpoint(str(folder)) == before, name
             assert caplog.messages == [f"{last} is incomplete and will be written again"]
         file.write_bytes(content)
-    assert recipe._last_complete_checkpoint(str(folder)) == last
-    assert recipe._last_complete_checkpoint(str(tmp_path / "nowhere")) is None
+    assert steps._last_complete_checkpoint(str(folder)) == last
+    assert steps._last_complete_checkpoint(str(tmp_path / "nowhere")) is None
 
 
 def interrupt(*args, **kwargs):
@@ -171,7 +172,7 @@ def test_what_a_kill_leaves_behind_is_cleared_away(inputs, tmp_path, monkeypatch
     # The command was being written down.
     (run / "command.json.partial").write_text('{"typ')
     with monkeypatch.context() as patch:
-        patch.setattr(recipe, "evaluate_model", interrupt)
+        patch.setattr(steps, "evaluate_model", interrupt)
         assert cli.main(["train", *inputs]) == 130
     # A model was being saved.
     (run / "fine_tuned.partial").mkdir()
@@ -366,9 +367,20 @@ def test_known_tasks_bring_their_published_hyperparameters(tmp_path):
 
     kinds = [arguments.RecipeArguments, arguments.DataArguments, PoWERTrainingArguments]
     options = ["--model=m", "--dataset=nyu-mll/glue", "--subset=mrpc", f"--output_dir={tmp_path}"]
-    _, data, args = arguments.parse("train", options, kinds)
-    assert data.task == "mrpc"
-    assert (args.learning_rate, args.retention_learning_rate, args.retention_lambda) == (6e-5, 3e-3, 3e-3)
-    assert args.per_device_train_batch_size == 64
-    _, _, args = arguments.parse("train", [*options, "--retention_learning_rate=1e-2"], kinds)
-    assert args.retention_learning_rate == 1e-2
+
+    def settled(*more):
+        what, data, args = arguments.parse("train", [*options, *more], kinds)
+        arguments.settle(what, args, tasks.TASKS[data.task])
+        return what, args
+
+    what, args = settled()
+    assert (args.learning_rate, args.per_device_train_batch_size) == (6e-5, 64)
+    assert (what.retention_unit, args.speedup, args.retention_lambda) == ("fraction", 2.0, None)
+    assert args.distillation > 0
+    what, args = settled("--paper")
+    assert (what.retention_unit, args.speedup, args.distillation) == ("words", None, None)
+    assert (args.retention_learning_rate, args.retention_lambda) == (3e-3, 3e-3)
+    _, args = settled("--paper", "--retention_learning_rate=1e-2")
+    assert (args.retention_learning_rate, args.retention_lambda) == (1e-2, 3e-3)
+    _, args = settled("--retention-lambda=0.1")
+    assert (args.speedup, args.retention_lambda) == (None, 0.1)

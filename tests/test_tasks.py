@@ -7,7 +7,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
 
 from conftest import WORDS, Host
-from powerbert_hf import cli, data, recipe, tasks
+from powerbert_hf import cli, data, steps, tasks
 from powerbert_hf.arguments import DataArguments, RecipeArguments, parse
 from powerbert_hf.trainer import PoWERTrainingArguments
 
@@ -88,13 +88,13 @@ def test_known_tasks_are_read_as_the_hub_has_them(name, checkpoint, tokenizer):
     prepared = data.prepare_data(
         *data.load_splits(name, task=task), tokenizer, AutoConfig.from_pretrained("model"), task
     )
-    assert (len(prepared.train), len(prepared.eval)) == (12, 9)
+    assert (len(prepared.train), len(prepared.tune), len(prepared.eval)) == (11, 1, 9)
     assert prepared.source["text_columns"] == texts
     assert prepared.metric == metric
     assert prepared.label_names == tuple(labels or ())
     assert prepared.problem_type == ("regression" if labels is NUMBER else "single_label_classification")
     wanted = [row * 0.5 if labels is NUMBER else row % len(labels) for row in range(12)]
-    assert prepared.train["labels"][:] == wanted
+    assert sorted([*prepared.train["labels"], *prepared.tune["labels"]]) == sorted(wanted)
     assert max(prepared.train[0]["token_type_ids"]) == len(texts) - 1
 
 
@@ -161,9 +161,9 @@ def test_a_models_kind_of_task_must_be_the_datas(tokenizer):
     with pytest.raises(
         ValueError, match=r"kind of task \(multi_label_classification\), got `problem_type` 'single_lab"
     ):
-        recipe.check_labels(config, prepared)
+        steps.check_labels(config, prepared)
     config.problem_type = None
-    recipe.check_labels(config, prepared)
+    steps.check_labels(config, prepared)
 
 
 def test_many_classes_and_long_and_odd_texts(checkpoint, caplog):
@@ -185,6 +185,8 @@ def test_one_encoder(checkpoint, rows):
     host.fields["num_hidden_layers"] = 1
     host.make_stock().save_pretrained("model")
     Dataset.from_list(rows).to_csv("rows.csv")
-    report, _ = train("--train-file=rows.csv", "--eval-file=rows.csv", "--retention-unit=words")
+    report, _ = train(
+        "--train-file=rows.csv", "--eval-file=rows.csv", "--retention-unit=words", "--retention-lambda=0.1"
+    )
     assert report["retention_config"] == [1]
     assert report["predicted_speedup"] > 1

@@ -11,6 +11,8 @@ from transformers.utils import logging as transformers_logging
 
 from conftest import Host, without_dropout
 from powerbert_hf import PoWERTrainer, PoWERTrainingArguments
+from powerbert_hf.cost import predicted_speedup
+from powerbert_hf.trainer import distillation_loss
 
 SOFT = {"retention_mode": "soft", "retention_length": 24, "retention_unit": "fraction"}
 HARD = {"retention_config": [0.6, 0.4, 0.2], "retention_unit": "fraction"}
@@ -321,3 +323,93 @@ def test_retention_weights_in_half_precision_are_refused(host, dataset, tokenize
 def test_unusable_arguments_are_refused(field, tmp_path):
     with pytest.raises(ValueError, match="must"):
         PoWERTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **field)
+
+
+@pytest.mark.parametrize("steps", [6, 24])
+@pytest.mark.parametrize("unit", ["fraction", "words"])
+def test_a_search_has_the_speed_up_that_was_asked_for_whatever_the_steps(
+    host, dataset, tokenizer, tmp_path, steps, unit
+):
+    model = host.make(**{**SOFT, "retention_unit": unit}, retention_soft_extract="hide")
+    trainer = make_trainer(model, dataset, tokenizer, tmp_path, max_steps=steps, speedup=2.0)
+    trainer.train()
+    weights = model.retention_weights.detach()
+    assert weights.min() >= 0
+    assert weights.max() <= 1
+    model.set_retention(trainer.retention_config)
+    model.config.retention_mode = None
+    lengths = torch.tensor([len(ids) for ids in dataset["input_ids"]])
+    assert predicted_speedup(model.config, lengths) == pytest.approx(2.0, rel=0.03)
+
+
+def test_a_resumed_search_for_a_speed_up_is_the_uninterrupted_one(dataset, tokenizer, tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 4
+
+    def searching(folder):
+        model = without_dropout(Host("bert").make(**SOFT, retention_soft_extract="hide"))
+        fields = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, "speedup": 2.0}
+        return make_trainer(model, dataset, tokenizer, folder, **fields)
+
+    whole, first, second = (searching(tmp_path / name) for name in ("whole", "parts", "parts"))
+    whole.train()
+    first.add_callback(Stop())
+    first.train()
+    second.train(resume_from_checkpoint=True)
+    torch.testing.assert_close(second.model.retention_weights, whole.model.retention_weights, atol=1e-6, rtol=0)
+
+
+def test_lengths_that_nobody_gave_are_those_of_the_training_data(dataset, tokenizer, tmp_path):
+    model = Host("bert").make(**SOFT)
+    trainer = make_trainer(model, dataset, tokenizer, tmp_path, speedup=2.0)
+    assert trainer._budget.lengths.tolist() == [len(ids) for ids in dataset["input_ids"]]
+    with pytest.raises(ValueError, match="needs the `lengths` of inputs"):
+        make_trainer(model, list(dataset), tokenizer, tmp_path, speedup=2.0)
+
+
+def test_a_teacher_has_its_share_of_the_loss(host, batch, dataset, tmp_path):
+    model, teacher = without_dropout(host.make(**HARD)), host.make_stock()
+    args = PoWERTrainingArguments(str(tmp_path), distillation=0.75, use_cpu=True)
+    trainer = PoWERTrainer(model, args, train_dataset=dataset, teacher=teacher)
+    inputs = {**batch, "labels": torch.tensor([0, 1, 0, 1, 0])}
+    model.train()
+    outputs = model(**inputs)
+    wanted, given = (logits.log_softmax(-1) for logits in (teacher(**batch).logits, outputs.logits))
+    far = (wanted.exp() * (wanted - given)).sum(-1).mean()
+    assert far > 1e-3
+    expected = 0.25 * outputs.loss + 0.75 * far
+    assert trainer.compute_loss(model, inputs).item() == pytest.approx(expected.item(), abs=1e-5)
+    model.eval()
+    assert trainer.compute_loss(model, inputs).item() == pytest.approx(outputs.loss.item(), abs=1e-5)
+
+
+def test_distance_to_a_teacher_fits_the_kind_of_task():
+    wanted = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
+    answers = torch.tensor([[0.0, 1.0], [2.0, -1.0]])
+    for kind in ("single_label_classification", "multi_label_classification", "regression", None):
+        assert distillation_loss(wanted, wanted, kind).item() == pytest.approx(0.0, abs=1e-6)
+        assert distillation_loss(answers, wanted, kind) > 0.1
+    yes, no = wanted.sigmoid(), 1 - wanted.sigmoid()
+    expected = (yes * (yes / answers.sigmoid()).log() + no * (no / (1 - answers.sigmoid())).log()).mean()
+    torch.testing.assert_close(distillation_loss(answers, wanted, "multi_label_classification"), expected)
+    torch.testing.assert_close(distillation_loss(answers, wanted, "regression"), ((answers - wanted) ** 2).mean())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"speedup": 1.0}, "`speedup` must be above 1"),
+        ({"speedup": 2.0, "retention_lambda": 0.1}, "either `speedup` or `retention_lambda`"),
+        ({"distillation": 1.5}, "`distillation` must lie between 0 and 1"),
+    ],
+)
+def test_goals_that_make_no_sense_are_refused(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        PoWERTrainingArguments(str(tmp_path), **fields)
+
+
+def test_only_a_search_has_a_configuration(dataset, tokenizer, tmp_path):
+    trainer = make_trainer(Host("bert").make(), dataset, tokenizer, tmp_path)
+    with pytest.raises(ValueError, match="learned in soft mode"):
+        _ = trainer.retention_config

@@ -20,7 +20,7 @@ from .modeling_poweralbert import PoWERAlbertForSequenceClassification, PoWERAlb
 from .modeling_powerbert import PoWERBertForSequenceClassification, PoWERBertModel
 
 if TYPE_CHECKING:
-    from .recipe import fine_tune, retrain, search_configuration
+    from .steps import fine_tune, retrain, search_configuration
     from .trainer import PoWERTrainer, PoWERTrainingArguments
 
 __version__ = version("powerbert_hf")
@@ -43,9 +43,9 @@ __all__ = [
 _LAZY = {
     "PoWERTrainer": "trainer",
     "PoWERTrainingArguments": "trainer",
-    "fine_tune": "recipe",
-    "retrain": "recipe",
-    "search_configuration": "recipe",
+    "fine_tune": "steps",
+    "retrain": "steps",
+    "search_configuration": "steps",
 }
 
 

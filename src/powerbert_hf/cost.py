@@ -79,7 +79,7 @@ def encoder_multiply_accumulates(config: Any, lengths: Tensor, cls_only: bool = 
     queried = received.clone()
     if cls_only and config.active_retention_mode != "off":
         queried[-1] = 1
-    return _of_one_encoder(config, received, queried, kept)
+    return multiply_accumulates_of(config, received, queried, kept)
 
 
 def stock_encoder_multiply_accumulates(config: Any, lengths: Tensor) -> Tensor:
@@ -92,10 +92,21 @@ def stock_encoder_multiply_accumulates(config: Any, lengths: Tensor) -> Tensor:
     Returns:
         (B,) integers.
     """
-    return _of_one_encoder(config, lengths, lengths, lengths)
+    return multiply_accumulates_of(config, lengths, lengths, lengths)
 
 
-def _of_one_encoder(config: Any, received: Tensor, queried: Tensor, kept: Tensor) -> Tensor:
+def multiply_accumulates_of(config: Any, received: Tensor, queried: Tensor, kept: Tensor) -> Tensor:
+    """Multiply-accumulates of one encoder, from the numbers of its word-vectors.
+
+    Args:
+        config: a PoWER configuration, of which only the sizes count.
+        received: c, word-vectors in.
+        queried: q, those of them that attend.
+        kept: k, word-vectors out.
+
+    Returns:
+        Of the shape and type of the numbers, which need not be whole.
+    """
     hidden, forward = config.hidden_size, config.intermediate_size
     projections = (2 * received + queried + kept) * hidden**2
     return projections + 2 * received * queried * hidden + 2 * kept * hidden * forward

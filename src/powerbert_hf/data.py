@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict
-from transformers import EvalPrediction, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
 from .checkpoint import reading
 from .labels import flat, named_labels, read_labels
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # Readers of `datasets`, by the ending of a file's name.
 _READERS = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet", "arrow": "arrow"}
+# The tuning split: a tenth of the training rows, no more than these.
+_TUNING_ROWS = 2000
 # What to do with a file that cannot be read.
 REPAIR = "repair or convert it, a text file to UTF-8"
 
@@ -31,16 +33,20 @@ class TaskData:
 
     Args:
         train: columns `input_ids`, ..., `labels`, `length`.
-        eval: the same, sorted by length; its result is reported and nothing is chosen by it.
+        tune: rows of the training split that are not trained on: configurations are chosen by them.
+        eval: sorted by length; its result is reported and nothing is chosen by it.
         tokenizer: what made them.
         metric: the metric that counts.
         problem_type: as in a model's configuration.
         label_names: names by label number; empty for regression.
         named_in_rows: the rows hold names, not numbers that could be anybody's.
         source: where the data came from, for the report.
+        padded_to: word-pieces that all training inputs are padded to, as in the paper; `None` pads a batch to its
+            longest.
     """
 
     train: Dataset
+    tune: Dataset
     eval: Dataset
     tokenizer: PreTrainedTokenizerBase
     metric: str
@@ -48,11 +54,19 @@ class TaskData:
     label_names: tuple[str, ...]
     named_in_rows: bool
     source: dict[str, Any]
+    padded_to: int | None = None
 
     @property
     def retention_length(self) -> int:
-        """R: word-pieces of the longest training input."""
-        return max(self.train["length"])
+        """R: word-pieces of the longest training input, padded if it is."""
+        return self.padded_to or max(self.train["length"])
+
+    @property
+    def collator(self) -> DataCollatorWithPadding:
+        """For the `data_collator` of a `Trainer`."""
+        if self.padded_to is None:
+            return DataCollatorWithPadding(self.tokenizer)
+        return DataCollatorWithPadding(self.tokenizer, padding="max_length", max_length=self.padded_to)
 
     @property
     def label_fields(self) -> dict[str, Any]:
@@ -250,10 +264,8 @@ def input_limit(
     return min(max_length or default or longest, longest)
 
 
-def tokenize(
-    dataset: Dataset, text_columns: Sequence[str], labels: Sequence[Any], tokenizer: Any, max_length: int
-) -> Dataset:
-    """Tokenise texts, unpadded, and add `labels` and `length`. An empty text is one; a missing one is not.
+def check_texts(dataset: Dataset, text_columns: Sequence[str]) -> None:
+    """Make sure that there are texts. An empty text is one; a missing one is not.
 
     Raises:
         ValueError: where a text is missing, or all are empty.
@@ -264,6 +276,12 @@ def tokenize(
             raise ValueError(f"Column {name!r} must hold texts, got {missing} rows without; drop or fill them.")
     if not any(text.strip() for name in text_columns for text in dataset[name]):
         raise ValueError(f"Column {', '.join(map(repr, text_columns))} must hold texts, got only empty ones.")
+
+
+def tokenize(
+    dataset: Dataset, text_columns: Sequence[str], labels: Sequence[Any], tokenizer: Any, max_length: int
+) -> Dataset:
+    """Tokenise texts, unpadded, and add `labels` and `length`."""
 
     def encode(rows: dict[str, list]) -> dict[str, list]:
         encoded = tokenizer(*(rows[name] for name in text_columns), truncation=True, max_length=max_length)
@@ -316,6 +334,7 @@ def tokenize_texts(
         ValueError: for a length that cannot be, or where a text is missing.
     """
     limit = input_limit(tokenizer, config, len(text_columns), max_length)
+    check_texts(data, text_columns)
     tokens = tokenize(data, text_columns, [0] * len(data), tokenizer, limit)
     names = [name for name in tokenizer.model_input_names if name in tokens.column_names]
     return tokens.select_columns(names).to_list()
@@ -349,28 +368,37 @@ def prepare_data(
         max_length: word-pieces to truncate to; at most what tokenizer and model take.
         max_train_samples: rows to draw of the training split.
         max_eval_samples: rows to draw of the split to report.
-        seed: of these draws.
+        seed: of these draws, and of the tuning split.
         source: kept for the report.
-        measure_only: nothing is trained: see `read_labels`; only the split to report is tokenised, for both.
+        measure_only: nothing is trained: see `read_labels`; only the split to report is tokenised, for all three.
 
     Raises:
-        ValueError: for columns, labels or texts that cannot be used.
+        ValueError: for columns, labels or texts that cannot be used, or too few rows.
     """
     for name, value in (("max_train_samples", max_train_samples), ("max_eval_samples", max_eval_samples)):
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}; leave it out to take all.")
     texts, columns = choose_columns(train, text_columns, label_column, task)
     choose_columns(held_out, texts, columns, task)
+    for split in [held_out] if measure_only else [train, held_out]:
+        check_texts(split, texts)
     limit = input_limit(tokenizer, config, len(texts), max_length, task.max_length if task else None)
     expected = named_labels(config) or (task.label_names if task else ())
     train_labels, eval_labels, names, problem_type = read_labels(train, held_out, columns, expected, measure_only)
-    splits = []
-    wanted = [(train, train_labels, max_train_samples), (held_out, eval_labels, max_eval_samples)]
-    for split, labels, rows in wanted[measure_only:]:
-        if rows is not None and rows < len(split):
-            drawn = np.random.default_rng(seed).permutation(len(split))[:rows]
-            split, labels = split.select(drawn), [labels[row] for row in drawn]
-        splits.append(tokenize(split, texts, labels, tokenizer, limit))
+    drawn = np.random.default_rng(seed).permutation(len(held_out))[:max_eval_samples]
+    wanted = [(held_out, eval_labels, drawn)]
+    if not measure_only:
+        drawn = np.random.default_rng(seed).permutation(len(train))
+        if len(train) < 2:
+            raise ValueError("The training split must hold at least 2 rows, one of them to tune on, got 1; add more.")
+        tuning_rows = max(1, min(_TUNING_ROWS, min(len(train), max_train_samples or len(train)) // 10))
+        tune, rest = drawn[:tuning_rows], drawn[tuning_rows:][:max_train_samples]
+        wanted = [(train, train_labels, rest), (train, train_labels, tune), *wanted]
+    splits = [
+        tokenize(split.select(rows), texts, [labels[row] for row in rows], tokenizer, limit)
+        for split, labels, rows in ((split, labels, np.sort(drawn)) for split, labels, drawn in wanted)
+    ]
+    trained_on, tuned_on, reported = splits * 3 if measure_only else splits
     cut = sum(length == limit for split in splits for length in split["length"])
     if cut:
         logger.info(
@@ -378,8 +406,9 @@ def prepare_data(
         )
     known = METRICS[problem_type]
     return TaskData(
-        train=splits[0],
-        eval=splits[-1].select(np.argsort(splits[-1]["length"], kind="stable")),
+        train=trained_on,
+        tune=tuned_on,
+        eval=reported.select(np.argsort(reported["length"], kind="stable")),
         tokenizer=tokenizer,
         metric=task.metric if task and task.metric in known else known[0],
         problem_type=problem_type,
@@ -390,7 +419,8 @@ def prepare_data(
             "text_columns": texts,
             "label_column": columns[0] if len(columns) == 1 else columns,
             "max_length": limit,
-            "train_rows": len(splits[0]),
-            "eval_rows": len(splits[-1]),
+            "train_rows": len(trained_on),
+            "tuning_rows": len(tuned_on),
+            "eval_rows": len(reported),
         },
     )

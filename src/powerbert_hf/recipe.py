@@ -1,61 +1,35 @@
 # Copyright 2026 The powerbert_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The three steps of the paper (section 3.3): fine-tune, search the configuration, re-train.
-
-Each step is a function of a model and data. `run_recipe` chains them in a folder, skips what an earlier run finished
-and goes on from the last checkpoint where one was interrupted.
-"""
+"""The three steps chained in a folder: what each leaves behind, what is skipped, and the report at the end."""
 
 import copy
 import json
 import logging
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import DataCollatorWithPadding, PreTrainedModel, set_seed
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import sort_checkpoints
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers import PreTrainedModel
 
 from .benchmark import benchmark, hardware
+from .budget import Budget
 from .checkpoint import load_classifier
 from .cost import predicted_speedup, share_kept
 from .data import TaskData
 from .files import whole_folder, write_json
-from .labels import named_labels
-from .retention import RetentionUnit, retention_config_from_mass, retention_mass
-from .tasks import METRICS
-from .trainer import PoWERTrainer, PoWERTrainingArguments
+from .retention import RetentionUnit
+from .steps import TrainedStep, check_model, evaluate_step, fine_tune, retrain, search_configuration
+from .trainer import PoWERTrainingArguments
 
 logger = logging.getLogger(__name__)
 
 # Texts that a measured speed-up is taken on, drawn evenly over the lengths of the reported split.
 _TIMED_INPUTS = 1024
-
-
-@dataclass(frozen=True)
-class TrainedStep:
-    """What one step leaves behind.
-
-    Args:
-        model: the trained model, in evaluation mode.
-        metrics: on the reported split, by name.
-        history: the `Trainer`'s logs.
-        masses: L masses, of the search only.
-    """
-
-    model: PreTrainedModel
-    metrics: dict[str, float]
-    history: list[dict[str, float]]
-    masses: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,165 +43,6 @@ class RecipeResult:
 
     model_dir: Path
     report: dict[str, Any]
-
-
-def fine_tune(model: str | Path | PreTrainedModel, data: TaskData, args: PoWERTrainingArguments) -> TrainedStep:
-    """Step 1: train the model on the task, with all word-vectors.
-
-    Args:
-        model: a pre-trained checkpoint, see `load_classifier`.
-        data: from `data.prepare_data`.
-        args: of the training; `output_dir` takes the checkpoints.
-
-    Raises:
-        ValueError: for an architecture that is neither BERT nor ALBERT.
-    """
-    # A new head's first weights follow from the seed too.
-    set_seed(args.seed)
-    off = load_classifier(model, retention_config=None, retention_mode=None, **data.label_fields)
-    return _train(off, data, args)
-
-
-def search_configuration(
-    model: str | Path | PreTrainedModel, data: TaskData, args: PoWERTrainingArguments, unit: RetentionUnit = "fraction"
-) -> TrainedStep:
-    """Step 2: train the fine-tuned model with Soft-extract, and read the configuration off the masses.
-
-    Args:
-        model: from step 1.
-        data: from `data.prepare_data`.
-        args: of the training, with `retention_lambda` and `retention_learning_rate`.
-        unit: of the configuration: `"fraction"` of an example's own length, or `"words"` as in the paper.
-
-    Returns:
-        The model with the configuration set, not re-trained to it yet; metrics are those of that model.
-    """
-    length = data.retention_length
-    soft = load_classifier(
-        model, retention_config=None, retention_mode="soft", retention_unit=unit, retention_length=length
-    )
-    trainer = _trainer(soft, data, args)
-    _run(trainer)
-    masses = retention_mass(soft.retention_weights.detach().double().cpu()).tolist()
-    if not all(map(math.isfinite, masses)):
-        raise ValueError(f"The search must end in finite masses, got {masses}; lower the learning rate or lambda.")
-    # Encoder L hands on [CLS] alone, whatever was learned there.
-    soft.set_retention(retention_config_from_mass([*masses[:-1], 1.0], unit, length), unit=unit, length=length)
-    return TrainedStep(soft.eval(), evaluate_model(soft, data, args), trainer.state.log_history, masses)
-
-
-def retrain(model: str | Path | PreTrainedModel, data: TaskData, args: PoWERTrainingArguments) -> TrainedStep:
-    """Step 3: train on with the configuration, word-vectors removed.
-
-    Args:
-        model: from step 2.
-        data: from `data.prepare_data`.
-        args: of the training.
-
-    Raises:
-        ValueError: for a model without a configuration.
-    """
-    return _train(load_classifier(model, retention_mode="hard"), data, args)
-
-
-def evaluate_model(model: PreTrainedModel, data: TaskData, args: PoWERTrainingArguments) -> dict[str, float]:
-    """All metrics of a model on the reported split.
-
-    Args:
-        model: a classifier.
-        data: from `data.prepare_data`.
-        args: batch size and device.
-    """
-    # `evaluate` would log, and `powerbert evaluate` prints nothing but its result.
-    metrics = _trainer(model, data, args).predict(data.eval, metric_key_prefix="eval").metrics
-    return {name: float(metrics[f"eval_{name}"]) for name in ("loss", *METRICS[data.problem_type])}
-
-
-def check_labels(config: Any, data: TaskData) -> None:
-    """Make sure that a trained model means by its label numbers what the data means.
-
-    Args:
-        config: the model's.
-        data: from `data.prepare_data`, read with this configuration.
-
-    Raises:
-        ValueError: for other labels, or for labels without names where the data has nothing but names.
-    """
-    ours, theirs = data.label_names, named_labels(config)
-    fits = config.num_labels == max(1, len(ours)) and (theirs == ours if theirs else not data.named_in_rows)
-    if not fits:
-        raise ValueError(
-            f"The model must know the data's labels ({', '.join(ours) or 'a number'}), got "
-            f"{', '.join(config.id2label.values())}; set `id2label` in its configuration, or train a head for them."
-        )
-    if config.problem_type not in (None, data.problem_type):
-        raise ValueError(
-            f"The model must have been trained for the data's kind of task ({data.problem_type}), got "
-            f"`problem_type` {config.problem_type!r} in its configuration; train a head for it."
-        )
-
-
-def check_model(model: str | Path, data: TaskData, fine_tuned: bool) -> PreTrainedModel:
-    """Make sure that the recipe can begin with a checkpoint, and load it.
-
-    Args:
-        model: a Hub id or a folder.
-        data: from `data.prepare_data`.
-        fine_tuned: it has been trained on the task already.
-
-    Raises:
-        ValueError: for a checkpoint that cannot be used, or that is not what `fine_tuned` says.
-    """
-    loaded = load_classifier(model, needs_head=fine_tuned, retention_config=None, retention_mode=None)
-    if fine_tuned:
-        check_labels(loaded.config, data)
-    return loaded
-
-
-def _trainer(model: PreTrainedModel, data: TaskData, args: PoWERTrainingArguments) -> PoWERTrainer:
-    return PoWERTrainer(
-        model=model,
-        args=args,
-        train_dataset=data.train,
-        eval_dataset=data.eval,
-        processing_class=data.tokenizer,
-        data_collator=DataCollatorWithPadding(data.tokenizer),
-        compute_metrics=data.compute_metrics,
-    )
-
-
-def _run(trainer: PoWERTrainer) -> None:
-    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(trainer.args.output_dir))
-
-
-def _last_complete_checkpoint(folder: str) -> str | None:
-    for checkpoint in reversed(sort_checkpoints(folder)):
-        if _is_complete(Path(checkpoint)):
-            return checkpoint
-        logger.info("%s is incomplete and will be written again", checkpoint)
-    return None
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    """Whether a training can go on from it: the `Trainer` writes it in place, and its state last.
-
-    The formats tell a file that was cut short, so a power failure is noticed too.
-    """
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        with safe_open(checkpoint / SAFE_WEIGHTS_NAME, framework="pt"):
-            pass
-    except (OSError, ValueError, SafetensorError):
-        return False
-    return all(is_zipfile(checkpoint / name) for name in (OPTIMIZER_NAME, SCHEDULER_NAME, "rng_state.pth"))
-
-
-def _train(model: PreTrainedModel, data: TaskData, args: PoWERTrainingArguments) -> TrainedStep:
-    trainer = _trainer(model, data, args)
-    _run(trainer)
-    # Saved as `None`, the mode follows from the configuration wherever the model is loaded.
-    model.config.retention_mode = None
-    return TrainedStep(model.eval(), evaluate_model(model, data, args), trainer.state.log_history)
 
 
 def run_recipe(
@@ -252,53 +67,123 @@ def run_recipe(
         say: told what is going on, a line at a time.
 
     Raises:
-        ValueError: for a model or a configuration that cannot be run.
+        ValueError: for a model, a speed-up or a configuration that cannot be run.
     """
     root = Path(args.output_dir)
+    check_speedup(model, data, args.speedup, unit)
+    base = first_step(model, data, args, root, fine_tuned, say)
+    return RecipeResult(root / "final", search_and_retrain(model, base, data, args, root, unit, say))
 
-    def step(name: str, train: Callable[[PoWERTrainingArguments], TrainedStep]) -> dict[str, Any]:
-        folder, checkpoints = root / name, root / "checkpoints" / name
-        if not folder.is_dir():
-            say(f"{name}: {'measuring' if name == 'fine_tuned' and fine_tuned else 'training'}")
-            step_args = copy.copy(args)
-            step_args.output_dir = str(checkpoints)
-            # Upstream casts the model itself for these, and the model is saved afterwards.
-            step_args.bf16_full_eval = step_args.fp16_full_eval = False
-            _save_step(train(step_args), data, folder)
-            shutil.rmtree(root / "checkpoints", ignore_errors=True)
-        try:
-            record = json.loads((folder / "step.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"A finished step must have its record, got none that can be read in {folder / 'step.json'}; remove "
-                f"{folder} to have the step done again."
-            ) from error
-        say(f"{name}: {data.metric} {record['metrics'][data.metric]:.4f}")
-        return record
 
-    def first(step_args: PoWERTrainingArguments) -> TrainedStep:
-        if not fine_tuned:
-            return fine_tune(model, data, step_args)
+def check_speedup(
+    model: str, data: TaskData, speedup: float | None, unit: RetentionUnit = "fraction"
+) -> tuple[float, float]:
+    """Make sure that some configuration has a speed-up, before anything is trained.
+
+    Args:
+        model: a Hub id or folder.
+        data: from `data.prepare_data`.
+        speedup: predicted; `None` checks nothing.
+        unit: of the retention configuration.
+
+    Returns:
+        The speed-ups that any has: the lowest, with all word-vectors kept, and the highest, with one kept.
+
+    Raises:
+        ValueError: where none has it.
+    """
+    config = load_classifier(model, retention_config=None, retention_mode=None).config
+    config.retention_unit, config.retention_length = unit, data.retention_length
+    budget = Budget(config, speedup, data.tune["length"])
+    return budget.limits
+
+
+def first_step(
+    model: str,
+    data: TaskData,
+    args: PoWERTrainingArguments,
+    root: Path,
+    fine_tuned: bool = False,
+    say: Callable[[str], None] = logger.info,
+) -> Path:
+    """Step 1 of a recipe, in `fine_tuned/` of a folder.
+
+    Args:
+        model: a Hub id or folder of a BERT or ALBERT checkpoint.
+        data: from `data.prepare_data`.
+        args: of the training.
+        root: takes the step.
+        fine_tuned: `model` has been trained on the task already: it is only measured.
+        say: told what is going on, a line at a time.
+
+    Returns:
+        The folder of the model.
+    """
+
+    def measured(step_args: PoWERTrainingArguments) -> TrainedStep:
         stock = check_model(model, data, fine_tuned)
         vars(stock.config).update(data.label_fields)
-        return TrainedStep(stock.eval(), evaluate_model(stock, data, step_args), [])
+        return evaluate_step(stock, data, step_args, [])
 
-    base = step("fine_tuned", first)
-    searched = step("searched", lambda args: search_configuration(root / "fine_tuned", data, args, unit))
-    final = step("final", lambda args: retrain(root / "searched", data, args))
+    train = measured if fine_tuned else lambda step_args: fine_tune(model, data, step_args)
+    _step(root, "fine_tuned", train, data, args, say, "measuring" if fine_tuned else "training")
+    return root / "fine_tuned"
+
+
+def search_and_retrain(
+    model: str,
+    base: Path,
+    data: TaskData,
+    args: PoWERTrainingArguments,
+    root: Path,
+    unit: RetentionUnit = "fraction",
+    say: Callable[[str], None] = logger.info,
+) -> dict[str, Any]:
+    """Steps 2 and 3 of a recipe, in `searched/` and `final/` of a folder, and its `report.json`.
+
+    Args:
+        model: what step 1 began with, for the report.
+        base: the folder of step 1.
+        data: from `data.prepare_data`.
+        args: of both trainings.
+        root: takes the steps; may hold the first one too.
+        unit: of the retention configuration.
+        say: told what is going on, a line at a time.
+
+    Returns:
+        The content of `report.json`.
+    """
+    fine_tuned = read_step(base)
+    searched = _step(
+        root,
+        "searched",
+        lambda step_args: search_configuration(base, data, step_args, unit),
+        data,
+        args,
+        say,
+    )
+    final = _step(
+        root, "final", lambda step_args: retrain(root / "searched", data, step_args, teacher=base), data, args, say
+    )
     # A run that was killed right after its last step left them.
     shutil.rmtree(root / "checkpoints", ignore_errors=True)
 
     say("measuring speed")
     ours = load_classifier(root / "final")
+    steps = {"base": fine_tuned, "final": final}
     report = {
         "model": model,
         "data": data.source,
         "metric": data.metric,
-        "base": base["metrics"][data.metric],
+        "base": fine_tuned["metrics"][data.metric],
         "final": final["metrics"][data.metric],
         "before_retraining": searched["metrics"][data.metric],
-        "metrics": {name: record["metrics"] for name, record in (("base", base), ("final", final))},
+        "metrics": {name: record["metrics"] for name, record in steps.items()},
+        "tuning": {
+            "rows": len(data.tune),
+            **{name: record["tuning"][data.metric] for name, record in steps.items()},
+            "predicted_speedup": predicted_speedup(ours.config, torch.tensor(data.tune["length"])),
+        },
         "retention_config": ours.config.retention_config,
         "retention_unit": ours.config.retention_unit,
         "retention_length": ours.config.retention_length,
@@ -312,8 +197,10 @@ def run_recipe(
                 "per_device_train_batch_size",
                 "gradient_accumulation_steps",
                 "learning_rate",
+                "speedup",
                 "retention_learning_rate",
                 "retention_lambda",
+                "distillation",
                 "bf16",
                 "seed",
             )
@@ -321,7 +208,46 @@ def run_recipe(
         "hardware": hardware(),
     }
     write_json(root / "report.json", report)
-    return RecipeResult(root / "final", report)
+    return report
+
+
+def read_step(folder: Path) -> dict[str, Any]:
+    """What a finished step has left in its `step.json`.
+
+    Raises:
+        ValueError: where it cannot be read.
+    """
+    try:
+        return json.loads((folder / "step.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"A finished step must have its record, got none that can be read in {folder / 'step.json'}; remove "
+            f"{folder} to have the step done again."
+        ) from error
+
+
+def _step(
+    root: Path,
+    name: str,
+    train: Callable[[PoWERTrainingArguments], TrainedStep],
+    data: TaskData,
+    args: PoWERTrainingArguments,
+    say: Callable[[str], None],
+    doing: str = "training",
+) -> dict[str, Any]:
+    """Run a step that has not been finished, and read what it left."""
+    folder = root / name
+    if not folder.is_dir():
+        say(f"{name}: {doing}")
+        step_args = copy.copy(args)
+        step_args.output_dir = str(root / "checkpoints" / name)
+        # Upstream casts the model itself for these, and the model is saved afterwards.
+        step_args.bf16_full_eval = step_args.fp16_full_eval = False
+        _save_step(train(step_args), data, folder)
+        shutil.rmtree(root / "checkpoints", ignore_errors=True)
+    record = read_step(folder)
+    say(f"{name}: {data.metric} {record['metrics'][data.metric]:.4f}")
+    return record
 
 
 def measure(ours: PreTrainedModel, data: TaskData, batch_size: int) -> dict[str, Any]:
@@ -336,12 +262,8 @@ def measure(ours: PreTrainedModel, data: TaskData, batch_size: int) -> dict[str,
         `predicted_speedup`, `measured_speedup`, the share of word-vectors kept by encoder, and how it was measured.
     """
     lengths: Tensor = torch.tensor(data.eval["length"])
-    columns = [name for name in data.tokenizer.model_input_names if name in data.eval.column_names]
-    # `data.eval` is sorted by length, so every n-th row has its distribution.
-    rows = range(0, len(data.eval), -(-len(data.eval) // _TIMED_INPUTS))
-    features = data.eval.select(rows).select_columns(columns).to_list()
     ours = ours.to("cuda" if torch.cuda.is_available() else "cpu")
-    timed = benchmark(ours, features, batch_size)
+    timed = benchmark(ours, timed_features(data), batch_size)
     return {
         "predicted_speedup": predicted_speedup(ours.config, lengths),
         "measured_speedup": timed.measured,
@@ -351,8 +273,24 @@ def measure(ours: PreTrainedModel, data: TaskData, batch_size: int) -> dict[str,
     }
 
 
+def timed_features(data: TaskData) -> list[dict[str, Any]]:
+    """Inputs to measure speed on, a sample of the reported split.
+
+    Args:
+        data: from `data.prepare_data`.
+
+    Returns:
+        A row of `input_ids`, ... each, in an order that has nothing to do with their lengths.
+    """
+    columns = [name for name in data.tokenizer.model_input_names if name in data.eval.column_names]
+    # `data.eval` is sorted by length, so every n-th row has its distribution.
+    rows = np.arange(0, len(data.eval), -(-len(data.eval) // _TIMED_INPUTS))
+    return data.eval.select(np.random.default_rng(0).permutation(rows)).select_columns(columns).to_list()
+
+
 def _save_step(step: TrainedStep, data: TaskData, folder: Path) -> None:
     with whole_folder(folder) as partial:
         step.model.save_pretrained(partial)
         data.tokenizer.save_pretrained(partial)
-        write_json(partial / "step.json", {"metrics": step.metrics, "masses": step.masses, "history": step.history})
+        record = {name: getattr(step, name) for name in ("metrics", "tuning", "masses", "history")}
+        write_json(partial / "step.json", record)

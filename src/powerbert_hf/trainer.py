@@ -4,16 +4,18 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from .retention import clamp_retention_weights, retention_mass
+from .budget import Budget
+from .retention import clamp_retention_weights, retention_config_from_mass, retention_mass
 
 
 @dataclass
@@ -24,24 +26,45 @@ class PoWERTrainingArguments(TrainingArguments):
     values are in `powerbert_hf.tasks`.
 
     Args:
-        retention_lambda (`float`, *optional*, defaults to 1e-3):
-            lambda in `loss + lambda * sum_j j * mass(j)`.
+        speedup (`float`, *optional*):
+            Predicted speed-up that the search ends at, such as 2. The masses are held to it, see [`Budget`], in place
+            of a penalty.
+        retention_lambda (`float`, *optional*):
+            lambda in `loss + lambda * sum_j j * mass(j)`, in place of `speedup`; 1e-3 if neither is given.
         retention_learning_rate (`float`, *optional*):
             Learning rate of the retention weights. Adam moves a weight by at most this much a step, so the number of
             steps bounds how far a mass can fall; `None` sets 2 divided by the number of steps, with which a weight can
             just fall from 1 to 0 while the rate decays linearly.
+        distillation (`float`, *optional*):
+            Share of the loss, from 0 to 1, that is the distance to the answers of a teacher, see [`PoWERTrainer`].
     """
 
-    retention_lambda: float = field(
-        default=1e-3, metadata={"help": "lambda in loss + lambda * sum_j j * mass(j), in the search."}
+    speedup: float | None = field(
+        default=None, metadata={"help": "Predicted speed-up that the search ends at, such as 2."}
+    )
+    retention_lambda: float | None = field(
+        default=None, metadata={"help": "In place of a speed-up: lambda in loss + lambda * sum_j j * mass(j)."}
     )
     retention_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the retention weights; 2 / (number of steps) by default."}
     )
+    distillation: float | None = field(
+        default=None,
+        metadata={"help": "Share of the loss, in search and re-training, for answering as the fine-tuned model does."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.retention_lambda < math.inf:
+        if self.speedup is not None and self.retention_lambda is not None:
+            raise ValueError(
+                f"The search takes either `speedup` or `retention_lambda`, got {self.speedup} and "
+                f"{self.retention_lambda}; leave one out."
+            )
+        if self.speedup is not None and not 1 < self.speedup < math.inf:
+            raise ValueError(f"`speedup` must be above 1 and finite, got {self.speedup}; 2 is usual.")
+        if self.distillation is not None and not 0 <= self.distillation <= 1:
+            raise ValueError(f"`distillation` must lie between 0 and 1, got {self.distillation}; 0 leaves it out.")
+        if self.retention_lambda is not None and not 0 <= self.retention_lambda < math.inf:
             raise ValueError(
                 f"`retention_lambda` must not be negative or infinite, got {self.retention_lambda}; 1e-3 is usual."
             )
@@ -58,6 +81,79 @@ class ClampRetentionWeights(TrainerCallback):
     def on_optimizer_step(self, *args: Any, model: Any, **kwargs: Any) -> None:
         """See `TrainerCallback`; `model` is the unwrapped one."""
         clamp_retention_weights(model.retention_weights)
+
+
+def finite_masses(retention_weights: Tensor) -> list[float]:
+    """The masses of a search that has not diverged.
+
+    Args:
+        retention_weights: (L, R).
+
+    Raises:
+        ValueError: where one is not finite.
+    """
+    masses = retention_mass(retention_weights.detach().double().cpu()).tolist()
+    if not all(map(math.isfinite, masses)):
+        raise ValueError(f"The search must end in finite masses, got {masses}; lower the learning rate or lambda.")
+    return masses
+
+
+class HoldBudget(TrainerCallback):
+    """Learns masses that have a budget, which falls as the training goes on, rather than each weight by itself.
+
+    All weights of an encoder get one gradient, so that the optimizer moves them alike: by the logarithm of the factor
+    that its mass grows by. The masses are then brought to the budget and the weights made anew from them.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        """See `TrainerCallback`; `model` is the unwrapped one."""
+        self.weights = model.retention_weights
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Turn the gradient of the weights into that of the masses."""
+        self.before = self.weights.detach().double().cpu()
+        gradient = self.budget.share_out(self.before, self.weights.grad)
+        self.weights.grad.copy_(gradient[:, None].expand_as(self.weights))
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Turn the step of the weights into one of the masses."""
+        growth = (self.weights.detach().double().cpu() - self.before)[:, -1]
+        finite_masses(self.weights)
+        masses = retention_mass(self.before) * growth.exp()
+        masses = self.budget.hold(masses, (state.global_step + 1) / state.max_steps)
+        with torch.no_grad():
+            self.weights.copy_(self.budget.ramp(masses))
+
+
+def distillation_loss(answers: Tensor, wanted: Tensor, problem_type: str | None) -> Tensor:
+    """How far the answers of a model are from those of its teacher.
+
+    Args:
+        answers: (B, C) logits.
+        wanted: (B, C) logits, or values for a regression.
+        problem_type: as in a model's configuration; `None` is a regression of a single column, else one class.
+
+    Returns:
+        A scalar: the mean Kullback-Leibler divergence of the teacher's distribution over classes, or over each of
+        several labels, or the mean squared error of a regression. Zero for equal answers.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 1.0]])
+        >>> distillation_loss(logits, logits + 5, "single_label_classification").abs() < 1e-6
+        tensor(True)
+    """
+    answers, wanted = answers.float(), wanted.float()
+    if problem_type == "regression" or (problem_type is None and wanted.shape[-1] == 1):
+        return nn.functional.mse_loss(answers, wanted)
+    if problem_type == "multi_label_classification":
+        # A label is a distribution over yes and no.
+        answers, wanted = (torch.stack([logits, -logits], dim=-1).flatten(0, 1) / 2 for logits in (answers, wanted))
+    return nn.functional.kl_div(
+        answers.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="batchmean"
+    )
 
 
 class EpochLengthGroupedSampler(LengthGroupedSampler):
@@ -82,10 +178,26 @@ class PoWERTrainer(Trainer):
 
     In any other mode it is `Trainer`. The logs of soft mode hold, besides `loss`: `task_loss` and `retention_penalty`,
     averaged since the last log, the penalty without lambda, and `retention_mass_1` to `retention_mass_L`.
+
+    Args:
+        args: for `Trainer`.
+        teacher: a classifier whose answers `args.distillation` of the loss asks for; without it that is left out.
+        lengths: real word-vectors of inputs such as those that the model will see, on which `args.speedup` is
+            predicted; `None` takes those of `train_dataset`.
+        kwargs: for `Trainer`.
+
+    Raises:
+        ValueError: for retention weights that are not float32, or for a speed-up that cannot be reached.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, teacher: PreTrainedModel | None = None, lengths: Sequence[int] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._budget: Budget | None = None
+        self.teacher: PreTrainedModel | None = None
+        if teacher is not None and self.args.distillation:
+            self.teacher = teacher.to(self.args.device).eval()
         self._since_last_log: dict[str, list[Tensor]] = defaultdict(list)
         weights = self._retention_weights
         if weights is None:
@@ -95,7 +207,43 @@ class PoWERTrainer(Trainer):
                 f"Retention weights must be trained in torch.float32, got {weights.dtype}; load the model in float32 "
                 "and set `bf16=True` or `fp16=True` for mixed precision."
             )
-        self.add_callback(ClampRetentionWeights())
+        if self.args.speedup is None:
+            self.add_callback(ClampRetentionWeights())
+        else:
+            self._budget = Budget(
+                self.model.config, self.args.speedup, self._lengths() if lengths is None else lengths
+            )
+            self.add_callback(HoldBudget(self._budget))
+
+    @property
+    def retention_config(self) -> list[int] | list[float]:
+        """The configuration that the learned masses stand for; with a speed-up the one that has it.
+
+        Raises:
+            ValueError: for a model without retention weights, or for masses that are not finite.
+        """
+        weights = self._retention_weights
+        if weights is None:
+            raise ValueError('A configuration is learned in soft mode; load the model with `retention_mode="soft"`.')
+        masses = finite_masses(weights)
+        if self._budget is not None:
+            return self._budget.reach(masses)
+        return retention_config_from_mass(masses, self.model.config.retention_unit, weights.shape[1])
+
+    def _lengths(self) -> list[int]:
+        columns = getattr(self.train_dataset, "column_names", None) or ()
+        if "input_ids" not in columns:
+            raise ValueError(
+                "A search for a `speedup` needs the `lengths` of inputs to predict it on, got None and a "
+                "`train_dataset` without a column `input_ids`; pass them to `PoWERTrainer`."
+            )
+        return [len(ids) for ids in self.train_dataset["input_ids"]]
+
+    @property
+    def _lambda(self) -> float:
+        if self.args.speedup is not None:
+            return 0.0
+        return 1e-3 if self.args.retention_lambda is None else self.args.retention_lambda
 
     @property
     def _retention_weights(self) -> nn.Parameter | None:
@@ -138,17 +286,20 @@ class PoWERTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The task's loss and, while training in soft mode, `retention_lambda` times the penalty (paper, 3.3)."""
+        """The task's loss; while training, the teacher's part and, in soft mode, lambda times the penalty (3.3)."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        # A loss of the user's own counts as divided by the whole accumulated batch and is not divided again.
+        steps = self.current_gradient_accumulation_steps if self.compute_loss_func is not None else 1
+        if self.teacher is not None and model.training:
+            with torch.no_grad():
+                wanted = self.teacher(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+            far = distillation_loss(outputs["logits"], wanted, self.teacher.config.problem_type)
+            loss = (1 - self.args.distillation) * loss + self.args.distillation * far / steps
         penalty = outputs.get("retention_penalty") if isinstance(outputs, dict) else None
         if penalty is not None and model.training:
             self._since_last_log["task_loss"].append(loss.detach())
             self._since_last_log["retention_penalty"].append(penalty.detach())
-            term = self.args.retention_lambda * penalty
-            # A loss of the user's own counts as divided by the whole accumulated batch and is not divided again.
-            if self.compute_loss_func is not None:
-                term = term / self.current_gradient_accumulation_steps
-            loss = loss + term
+            loss = loss + self._lambda * penalty / steps
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -1,0 +1,183 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A speed-up that was asked for, turned into masses and into a configuration.
+
+The search minimises the task's loss subject to a budget of multiply-accumulates. The multiplier of that constraint,
+which the paper turns by hand as lambda, is solved for in every step, and the masses are brought to the budget after
+it. So steps and learning rates decide how well the word-vectors are shared out over the encoders, but not what
+speed-up comes out. As long as the loss says nothing, the profile is geometric: encoder j keeps the j-th power of what
+the first one keeps.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+from .cost import multiply_accumulates_of, predicted_speedup, stock_encoder_multiply_accumulates
+from .retention import clamp_retention_weights, retention_config_from_mass, retention_mass
+
+# Share of the search in which the budget falls from the stock model's cost to what was asked for.
+_FALLING = 0.5
+# The gradient of a cost that nothing changes, such as that of counts beyond all inputs.
+_FLAT = 1e-12
+# Far enough to take a mass of 512 to 1 in the first encoder.
+_FAR = 10.0
+# Share of R over which the weights of a ramp fall.
+_RAMP = 0.25
+
+
+class Budget:
+    """The speed-up that a search must reach, on inputs of given lengths.
+
+    Args:
+        config: a PoWER configuration, with a retention length and unit.
+        speedup: predicted; `None` asks for none yet.
+        lengths: (B,) integers, real word-vectors of inputs such as those that the model will see.
+
+    Raises:
+        ValueError: for a speed-up that no configuration has on these lengths.
+    """
+
+    def __init__(self, config: Any, speedup: float | None, lengths: Sequence[int] | Tensor) -> None:
+        self.lengths = torch.as_tensor(lengths)
+        self._config = copy.copy(config)
+        self._config.retention_mode = "hard"
+        self._inputs, self._times = (part.double() for part in self.lengths.unique(return_counts=True))
+        self._stock = config.num_encoders * stock_encoder_multiply_accumulates(config, self._inputs) @ self._times
+        all_kept = [float(config.retention_length)] * config.num_encoders
+        self.limits = self.predicted(all_kept), self.predicted([1.0] * config.num_encoders)
+        if speedup is not None and not self.limits[0] < speedup < self.limits[1]:
+            raise ValueError(
+                f"On these inputs `speedup` must lie above {self.limits[0]:.2f}, with all word-vectors kept, and "
+                f"below {self.limits[1]:.2f}, with one kept by each encoder, got {speedup}; choose another."
+            )
+        self.speedup = speedup or self.limits[0]
+        self._lossless = self.cost(torch.tensor(all_kept).double()).item()
+
+    def configuration(self, masses: Sequence[float]) -> list[int] | list[float]:
+        """The configuration that L masses stand for; encoder L hands on [CLS] alone, whatever was learned there."""
+        unit, length = self._config.retention_unit, self._config.retention_length
+        return retention_config_from_mass([*masses[:-1], 1.0], unit, length)
+
+    def predicted(self, masses: Sequence[float]) -> float:
+        """The predicted speed-up of that configuration."""
+        self._config.retention_config = self.configuration(masses)
+        return predicted_speedup(self._config, self.lengths)
+
+    def cost(self, masses: Tensor) -> Tensor:
+        """Share of the stock model's multiply-accumulates, as a smooth function of the masses.
+
+        Args:
+            masses: (L,) in float64.
+
+        Returns:
+            A scalar. Where counts are rounded up, the half word-vector that this adds on average is counted. Each
+            mass counts by itself: were a later encoder given no more than an earlier one has left, as configurations
+            are, all of a saving would seem to come from the earliest.
+        """
+        masses = masses[:-1, None]
+        if self._config.retention_unit == "fraction":
+            share = masses / self._config.retention_length
+            kept = share * self._inputs + (1 - share) / 2
+        else:
+            kept = torch.minimum(masses, self._inputs)
+        received, one = torch.cat([self._inputs[None], kept]), torch.ones_like(self._inputs)[None]
+        queried = torch.cat([received[:-1], one])
+        return multiply_accumulates_of(self._config, received, queried, torch.cat([kept, one])).sum(dim=0) @ (
+            self._times / self._stock
+        )
+
+    def ramp(self, masses: Tensor) -> Tensor:
+        """Retention weights that say of nearly every rank whether it stays, for masses that can be anything.
+
+        Weights of one half everywhere would have the mass of a configuration that keeps half, and hide nothing from
+        anyone.
+
+        Args:
+            masses: (L,), from 1 to R.
+
+        Returns:
+            (L, R): 1 below the mass, 0 beyond it, falling in a straight line between, over a quarter of R at most.
+        """
+        length = self._config.retention_length
+        masses = masses[:, None]
+        width = torch.minimum(masses, length - masses).mul(2).clamp(min=1.0, max=max(1.0, _RAMP * length))
+        ranks = torch.arange(length, dtype=masses.dtype) + 0.5
+        weights = (0.5 + (masses - ranks) / width).clamp(0.0, 1.0)
+        clamp_retention_weights(weights)
+        return weights
+
+    def share_out(self, retention_weights: Tensor, gradient: Tensor) -> Tensor:
+        """Which encoders gain more from a word-vector than it costs, compared with the others.
+
+        Args:
+            retention_weights: (L, R), a `ramp`.
+            gradient: (L, R), of the loss.
+
+        Returns:
+            (L,): what a relative change of each mass changes of the loss, less the constraint's multiplier times
+            what it changes of the cost. Encoder L has no say.
+        """
+        weights = retention_weights.double().cpu()
+        on_ramp = (weights > 0) & (weights < 1)
+        masses = retention_mass(weights)
+        gain = (gradient.double().cpu() * on_ramp).sum(dim=1) / on_ramp.sum(dim=1).clamp(min=1) * masses
+        price = self._price(masses)
+        gain[-1] = 0.0
+        return gain - price * (gain.sum() / price.sum())
+
+    def _price(self, masses: Tensor) -> Tensor:
+        """(L,), what a relative change of each mass changes of the cost."""
+        with torch.enable_grad():
+            masses = masses.detach().requires_grad_()
+            (steepness,) = torch.autograd.grad(self.cost(masses), masses)
+        return steepness * masses.detach() + _FLAT
+
+    @torch.no_grad()
+    def hold(self, masses: Tensor, progress: float) -> Tensor:
+        """Bring masses to the budget: encoder j's by a power of j, which is the paper's penalty for relative changes.
+
+        Args:
+            masses: (L,).
+            progress: share of the steps that are done; the budget falls in the first half of them.
+
+        Returns:
+            (L,), from 1 to R.
+        """
+        budget = self._lossless + min(1.0, progress / _FALLING) * (1 / self.speedup - self._lossless)
+        depth = torch.arange(1, masses.shape[0] + 1, dtype=masses.dtype)
+
+        def moved(by: float) -> Tensor:
+            return (masses * torch.exp(-by * depth)).clamp(1.0, float(self._config.retention_length))
+
+        return moved(_root(lambda by: self.cost(moved(by)).item() - budget, -_FAR, _FAR))
+
+    def reach(self, masses: Sequence[float]) -> list[int] | list[float]:
+        """Scale masses until the predicted speed-up of their configuration is as near as can be to the one asked for.
+
+        Args:
+            masses: L of them.
+        """
+        length = float(self._config.retention_length)
+
+        def scaled(by: float) -> list[float]:
+            return [min(length, by * mass) for mass in masses]
+
+        # No scale takes a mass above R or below 1 word-vector.
+        low, high = 1 / max(masses), length / max(min(masses[:-1]), 1 / length)
+        by = _root(lambda by: self.speedup - self.predicted(scaled(by)), low, high)
+        # Counts are whole, so the speed-up jumps there.
+        sides = [scaled(by * (1 - 1e-9)), scaled(by * (1 + 1e-9))]
+        return self.configuration(min(sides, key=lambda side: abs(self.predicted(side) - self.speedup)))
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where an increasing or decreasing function crosses zero; the nearer end if it does not."""
+    ends = function(low), function(high)
+    if ends[0] * ends[1] > 0:
+        return low if abs(ends[0]) < abs(ends[1]) else high
+    return float(brentq(function, low, high, xtol=1e-10))

@@ -1,0 +1,265 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The three steps of the paper (section 3.3): fine-tune, search the configuration, re-train.
+
+Each is a function of a model and data, and goes on from its last checkpoint where it was interrupted.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+from datasets import Dataset
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel, set_seed
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import sort_checkpoints
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from .checkpoint import load_classifier
+from .data import TaskData
+from .labels import named_labels
+from .retention import RetentionSoftExtract, RetentionUnit, retention_mass
+from .tasks import METRICS
+from .trainer import PoWERTrainer, PoWERTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainedStep:
+    """What one step leaves behind.
+
+    Args:
+        model: the trained model, in evaluation mode.
+        metrics: on the reported split, by name.
+        tuning: the same on the tuning split.
+        history: the `Trainer`'s logs.
+        masses: L masses, of the search only.
+    """
+
+    model: PreTrainedModel
+    metrics: dict[str, float]
+    tuning: dict[str, float]
+    history: list[dict[str, float]]
+    masses: list[float] | None = None
+
+
+def fine_tune(model: str | Path | PreTrainedModel, data: TaskData, args: PoWERTrainingArguments) -> TrainedStep:
+    """Step 1: train the model on the task, with all word-vectors.
+
+    Args:
+        model: a pre-trained checkpoint, see `load_classifier`.
+        data: from `data.prepare_data`.
+        args: of the training; `output_dir` takes the checkpoints.
+
+    Raises:
+        ValueError: for an architecture that is neither BERT nor ALBERT.
+    """
+    # A new head's first weights follow from the seed too.
+    set_seed(args.seed)
+    off = load_classifier(model, retention_config=None, retention_mode=None, **data.label_fields)
+    return _train(off, data, args)
+
+
+def search_configuration(
+    model: str | Path | PreTrainedModel,
+    data: TaskData,
+    args: PoWERTrainingArguments,
+    unit: RetentionUnit = "fraction",
+) -> TrainedStep:
+    """Step 2: train the fine-tuned model with Soft-extract, and read the configuration off the masses.
+
+    With `args.retention_lambda` as published. With `args.speedup` the configuration has that predicted speed-up on the
+    lengths of the tuning split: word-vectors are hidden, the masses are held to the speed-up while they are learned,
+    and scaled at the end by the little that rounding counts has cost.
+
+    Args:
+        model: from step 1; `args.distillation` takes its answers for a teacher's.
+        data: from `data.prepare_data`.
+        args: of the training, with `speedup` or `retention_lambda`.
+        unit: of the configuration: `"fraction"` of an example's own length, or `"words"` as in the paper.
+
+    Returns:
+        The model with the configuration set, not re-trained to it yet; metrics are those of that model.
+
+    Raises:
+        ValueError: for a speed-up that cannot be reached, or masses that are not finite.
+    """
+    length = data.retention_length
+    # Inputs padded to one length are the paper's.
+    published: RetentionSoftExtract = "multiply" if data.padded_to is None else "published"
+    soft_extract = published if args.speedup is None else "hide"
+    soft = load_classifier(
+        model,
+        retention_config=None,
+        retention_mode="soft",
+        retention_unit=unit,
+        retention_length=length,
+        retention_soft_extract=soft_extract,
+    )
+    trainer = _trainer(soft, data, args, teacher=_teacher(model, args), lengths=data.tune["length"])
+    _run(trainer)
+    masses = retention_mass(soft.retention_weights.detach()).tolist()
+    config: list[Any] = list(trainer.retention_config)
+    if soft_extract != "published":
+        # Encoder L hands on [CLS] alone, whatever was learned there: only the paper's configurations show it.
+        config[-1] = 1 if unit == "words" else 1 / length
+    soft.set_retention(config, unit=unit, length=length)
+    return evaluate_step(soft, data, args, trainer.state.log_history, masses)
+
+
+def retrain(
+    model: str | Path | PreTrainedModel,
+    data: TaskData,
+    args: PoWERTrainingArguments,
+    teacher: str | Path | PreTrainedModel | None = None,
+) -> TrainedStep:
+    """Step 3: train on with the configuration, word-vectors removed.
+
+    Args:
+        model: from step 2.
+        data: from `data.prepare_data`.
+        args: of the training.
+        teacher: from step 1, for `args.distillation`.
+
+    Raises:
+        ValueError: for a model without a configuration.
+    """
+    return _train(load_classifier(model, retention_mode="hard"), data, args, _teacher(teacher, args))
+
+
+def _teacher(model: str | Path | PreTrainedModel | None, args: PoWERTrainingArguments) -> PreTrainedModel | None:
+    if model is None or not args.distillation:
+        return None
+    return load_classifier(model, retention_config=None, retention_mode=None)
+
+
+def evaluate_model(
+    model: PreTrainedModel, data: TaskData, args: PoWERTrainingArguments, split: Dataset | None = None
+) -> dict[str, float]:
+    """All metrics of a model on the reported split.
+
+    Args:
+        model: a classifier.
+        data: from `data.prepare_data`.
+        args: batch size and device.
+        split: another split of `data`.
+    """
+    # `evaluate` would log, and `powerbert evaluate` prints nothing but its result.
+    metrics = _trainer(model, data, args).predict(split or data.eval, metric_key_prefix="eval").metrics
+    return {name: float(metrics[f"eval_{name}"]) for name in ("loss", *METRICS[data.problem_type])}
+
+
+def check_labels(config: Any, data: TaskData) -> None:
+    """Make sure that a trained model means by its label numbers what the data means.
+
+    Args:
+        config: the model's.
+        data: from `data.prepare_data`, read with this configuration.
+
+    Raises:
+        ValueError: for other labels, or for labels without names where the data has nothing but names.
+    """
+    ours, theirs = data.label_names, named_labels(config)
+    fits = config.num_labels == max(1, len(ours)) and (theirs == ours if theirs else not data.named_in_rows)
+    if not fits:
+        raise ValueError(
+            f"The model must know the data's labels ({', '.join(ours) or 'a number'}), got "
+            f"{', '.join(config.id2label.values())}; set `id2label` in its configuration, or train a head for them."
+        )
+    if config.problem_type not in (None, data.problem_type):
+        raise ValueError(
+            f"The model must have been trained for the data's kind of task ({data.problem_type}), got "
+            f"`problem_type` {config.problem_type!r} in its configuration; train a head for it."
+        )
+
+
+def check_model(model: str | Path, data: TaskData, fine_tuned: bool) -> PreTrainedModel:
+    """Make sure that the recipe can begin with a checkpoint, and load it.
+
+    Args:
+        model: a Hub id or a folder.
+        data: from `data.prepare_data`.
+        fine_tuned: it has been trained on the task already.
+
+    Raises:
+        ValueError: for a checkpoint that cannot be used, or that is not what `fine_tuned` says.
+    """
+    loaded = load_classifier(model, needs_head=fine_tuned, retention_config=None, retention_mode=None)
+    if fine_tuned:
+        check_labels(loaded.config, data)
+    return loaded
+
+
+def _trainer(model: PreTrainedModel, data: TaskData, args: PoWERTrainingArguments, **more: Any) -> PoWERTrainer:
+    return PoWERTrainer(
+        model=model,
+        args=args,
+        train_dataset=data.train,
+        # Nothing may be chosen by the split that is reported, an epoch neither.
+        eval_dataset=data.tune,
+        processing_class=data.tokenizer,
+        data_collator=data.collator,
+        compute_metrics=data.compute_metrics,
+        **more,
+    )
+
+
+def _run(trainer: PoWERTrainer) -> None:
+    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(trainer.args.output_dir))
+
+
+def _last_complete_checkpoint(folder: str) -> str | None:
+    for checkpoint in reversed(sort_checkpoints(folder)):
+        if _is_complete(Path(checkpoint)):
+            return checkpoint
+        logger.info("%s is incomplete and will be written again", checkpoint)
+    return None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether a training can go on from it: the `Trainer` writes it in place, and its state last.
+
+    The formats tell a file that was cut short, so a power failure is noticed too.
+    """
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        with safe_open(checkpoint / SAFE_WEIGHTS_NAME, framework="pt"):
+            pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return all(is_zipfile(checkpoint / name) for name in (OPTIMIZER_NAME, SCHEDULER_NAME, "rng_state.pth"))
+
+
+def _train(
+    model: PreTrainedModel, data: TaskData, args: PoWERTrainingArguments, teacher: PreTrainedModel | None = None
+) -> TrainedStep:
+    trainer = _trainer(model, data, args, teacher=teacher)
+    _run(trainer)
+    # Saved as `None`, the mode follows from the configuration wherever the model is loaded.
+    model.config.retention_mode = None
+    return evaluate_step(model, data, args, trainer.state.log_history)
+
+
+def evaluate_step(
+    model: PreTrainedModel,
+    data: TaskData,
+    args: PoWERTrainingArguments,
+    history: list[dict[str, float]],
+    masses: list[float] | None = None,
+) -> TrainedStep:
+    """A step whose training is done: what is left is to measure its model.
+
+    Args:
+        model: a classifier, in its final mode.
+        data: from `data.prepare_data`.
+        args: batch size and device.
+        history: the `Trainer`'s logs.
+        masses: see [`TrainedStep`].
+    """
+    reported, tuning = (evaluate_model(model, data, args, split) for split in (data.eval, data.tune))
+    return TrainedStep(model.eval(), reported, tuning, history, masses)

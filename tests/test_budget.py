@@ -1,0 +1,169 @@
+"""A speed-up that is asked for is the one that comes out; masses move by what they are worth."""
+
+import pytest
+import torch
+
+from powerbert_hf import budget, cost, retention
+
+UNITS = ["fraction", "words"]
+
+
+def make_budget(host, speedup, unit="fraction", lengths=None, length=64, **sizes):
+    fields = {**host.fields, "num_hidden_layers": 6, "max_position_embeddings": 64, **sizes}
+    config = host.config(**fields, retention_unit=unit, retention_length=length)
+    generator = torch.Generator().manual_seed(4)
+    lengths = torch.randint(4, 65, (500,), generator=generator) if lengths is None else lengths
+    return budget.Budget(config, speedup, lengths)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("speedup", [1.5, 2.0, 3.0, 5.0])
+def test_scaled_masses_have_the_speed_up(host, unit, speedup):
+    asked = make_budget(host, speedup, unit)
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(5):
+        masses = (1 + 63 * torch.rand(6, generator=generator)).sort(descending=True).values.tolist()
+        config = asked.reach(masses)
+        retention.check_retention_config(config, 6, unit, 64)
+        mine = host.config(
+            **{**host.fields, "num_hidden_layers": 6},
+            retention_config=config,
+            retention_unit=unit,
+            retention_length=64,
+        )
+        assert cost.predicted_speedup(mine, asked.lengths) == pytest.approx(speedup, rel=0.03)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_smooth_cost_is_that_of_the_configuration_but_for_rounding(host, unit):
+    asked = make_budget(host, 2.0, unit)
+    for masses in ([64.0] * 6, [60.0, 50.0, 40.0, 30.0, 20.0, 10.0], [20.0, 10.0, 8.0, 6.0, 4.0, 2.0]):
+        smooth = asked.cost(torch.tensor(masses).double()).item()
+        assert smooth == pytest.approx(1 / asked.predicted(masses), rel=0.03)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_held_masses_cost_the_budget_which_falls_in_the_first_half(host, unit):
+    asked = make_budget(host, 3.0, unit)
+    masses = torch.full((6,), 64.0).double()
+    costs = []
+    for step in range(1, 11):
+        masses = asked.hold(masses, step / 10)
+        assert masses.min() >= 1
+        assert masses.max() <= 64
+        costs.append(asked.cost(masses).item())
+    assert costs[5:] == pytest.approx([1 / 3] * 5, abs=1e-6)
+    assert costs[:5] == sorted(costs[:5], reverse=True)
+    assert costs[0] > 0.7
+
+
+def test_masses_that_the_loss_says_nothing_about_form_a_geometric_profile(host):
+    shares = make_budget(host, 2.0).hold(torch.full((6,), 64.0).double(), 1.0) / 64
+    torch.testing.assert_close(shares, shares[0] ** torch.arange(1, 7))
+
+
+@pytest.mark.parametrize("mass", [1.0, 1.5, 7.3, 32.0, 60.5, 64.0])
+def test_a_ramp_has_its_mass_and_is_steep(host, mass):
+    weights = make_budget(host, 2.0).ramp(torch.full((6,), mass).double())
+    assert weights.shape == (6, 64)
+    # [CLS] always weighs 1, which is more than its share of a short ramp.
+    torch.testing.assert_close(weights.sum(1), torch.full((6,), mass).double(), atol=0.51, rtol=0)
+    assert torch.equal(weights, weights.sort(dim=1, descending=True).values)
+    assert torch.equal(weights[:, 0], torch.ones(6).double())
+    assert ((weights > 0) & (weights < 1)).sum(1).max() <= 16
+
+
+def test_what_is_worth_more_than_it_costs_grows_at_the_cost_of_the_others(host):
+    asked = make_budget(host, 2.0)
+    weights = asked.ramp(torch.tensor([50.0, 40.0, 30.0, 20.0, 15.0, 10.0]).double())
+    gradient = torch.zeros(6, 64)
+    # The loss falls where encoder 2 keeps more, and does not care about the others.
+    gradient[1] = -1.0
+    change = asked.share_out(weights, gradient)
+    assert change[1] < 0
+    assert (change[[0, 2, 3, 4]] > 0).all()
+    assert change.sum().item() == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("speedup", [1.01, 100.0])
+def test_a_speed_up_that_nothing_has_is_refused(host, speedup):
+    with pytest.raises(ValueError, match=r"On these inputs `speedup` must lie above 1.* and below .*, got"):
+        make_budget(host, speedup)
+
+
+def test_all_inputs_shorter_than_any_count_are_no_trouble(host):
+    asked = make_budget(host, 1.5, "words", torch.tensor([4, 5, 5]))
+    masses = asked.hold(torch.full((6,), 64.0).double(), 1.0)
+    assert torch.isfinite(masses).all()
+    assert asked.predicted(asked.reach(masses.tolist())) == pytest.approx(1.5, rel=0.1)
+
+
+def hiding(host, unit, **fields):
+    soft = {"retention_mode": "soft", "retention_length": 12, "retention_unit": unit, "retention_soft_extract": "hide"}
+    return host.make(**soft, **fields)
+
+
+COUNTS = [8, 5, 1]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_hidden_word_vectors_are_as_good_as_removed(host, batch, unit, attention):
+    """With weights of 0 and 1 the search sees what will be run, to the rounding of counts."""
+    soft = hiding(host, unit, attn_implementation=attention)
+    entries = COUNTS if unit == "words" else [count / 12 for count in COUNTS]
+    hard = host.make(retention_config=entries, retention_unit=unit)
+    hard.load_state_dict(soft.state_dict(), strict=False)
+    with torch.no_grad():
+        soft.retention_weights.copy_(torch.arange(12) < torch.tensor(COUNTS)[:, None])
+    # In fractions, counts of a shorter input need not be whole.
+    rows = slice(0, 5) if unit == "words" else slice(0, 1)
+    inputs = {name: values[rows] for name, values in batch.items()}
+    torch.testing.assert_close(soft(**inputs).logits, hard(**inputs).logits, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_gradients_of_hidden_word_vectors_are_finite_and_reach_all_encoders_but_the_last(host, batch, unit):
+    soft = hiding(host, unit)
+    with torch.no_grad():
+        soft.retention_weights.copy_(torch.tensor([[1.0] * 8 + [0.5] * 2 + [0.0] * 2] * 3))
+        soft.retention_weights[1, 5:] = 0.0
+    soft(**batch, labels=torch.tensor([0, 1, 0, 1, 0])).loss.backward()
+    gradient = soft.retention_weights.grad
+    assert torch.isfinite(gradient).all()
+    assert (gradient.abs().sum(1) > 0).tolist() == [True, True, False]
+
+
+def test_half_hidden_word_vectors_take_half_the_attention_and_have_half_a_vote():
+    generator = torch.Generator().manual_seed(6)
+    query, key = torch.randn(2, 1, 2, 5, 4, generator=generator)
+    weights = torch.tensor([[1.0, 1.0, 0.0, 1.0, 0.0]])
+    left = [0, 1, 3]
+    found = retention.significance(query, key, weights=weights)[:, left]
+    torch.testing.assert_close(found, retention.significance(query[:, :, left], key[:, :, left]), atol=1e-5, rtol=0)
+    weights = torch.full((1, 5), 0.5)
+    # All alike: nobody takes more than before, and all votes count half.
+    torch.testing.assert_close(
+        retention.significance(query, key, weights=weights), retention.significance(query, key) / 2
+    )
+
+
+# torch's own, from flex attention.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_attention_that_takes_no_numbers_is_refused(host, batch):
+    soft = hiding(host, "words")
+    soft.set_attn_implementation("flex_attention")
+    with pytest.raises(ValueError, match="eager and sdpa attention take, got 'flex_attention'"):
+        soft(**batch)
+
+
+# The name that all supported versions of transformers have; 5.23 has a newer one too.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+def test_reentrant_checkpointing_which_would_lose_gradients_is_refused(host, batch):
+    soft = hiding(host, "words").train()
+    soft.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    with pytest.raises(ValueError, match="use_reentrant"):
+        soft(**batch)
+    soft.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    soft(**batch, labels=torch.tensor([0, 1, 0, 1, 0])).loss.backward()
+    assert (soft.retention_weights.grad.abs().sum(1) > 0).tolist() == [True, True, False]
