@@ -61,12 +61,25 @@ def long_list() -> str:
             "predicted speed-up": f"**{report['predicted_speedup']:.2f}x**",
             "measured speed-up": f"**{report['measured_speedup']:.2f}x** ({timing['low']:.2f}-{timing['high']:.2f}), "
             f"{share:.0%} of the prediction; fp32, {timing['inputs']} texts in batches of {timing['batch_size']}",
+            **_tuning(report),
             "hardware": f"{hardware['processor']}, {hardware['threads']} threads, torch {hardware['torch']}, "
             f"transformers {hardware['transformers']}",
         }
         parts += [f"### {data['task']}, {Path(report['model']).name}", f"```sh\n{' '.join(typed)}\n```"]
         parts += ["\n".join(f"* {name}: {value}" for name, value in lines.items())]
     return "\n\n".join(parts)
+
+
+def _tuning(report: dict[str, Any]) -> dict[str, str]:
+    """Of runs that were asked for a speed-up."""
+    tuning = report.get("tuning")
+    if tuning is None or report["training"]["speedup"] is None:
+        return {}
+    return {
+        "tuning split": f"{tuning['rows']:,} rows, {tuning['predicted_speedup']:.2f}x where "
+        f"{report['training']['speedup']:g}x was asked for; {100 * tuning['base']:.2f} fine-tuned, "
+        f"{100 * tuning['final']:.2f} at the end"
+    }
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

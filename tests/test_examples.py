@@ -1,5 +1,7 @@
 """Every example runs, and the code in README is what it says."""
 
+import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -7,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForSequenceClassification
 
 import powerbert_hf
-from powerbert_hf import cli, demo
+from powerbert_hf import arguments, cli, demo
+from powerbert_hf.trainer import PoWERTrainingArguments
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,9 +28,28 @@ def test_example_runs(example, tmp_path):
         capture_output=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
+    if example.stem == "selection_ablation":
+        assert list(json.loads((out / "ablation.json").read_text())) == ["significance", "first", "random"]
+        return
     model = AutoModelForSequenceClassification.from_pretrained(out)
     assert isinstance(model, powerbert_hf.PoWERBertForSequenceClassification)
     assert model.config.active_retention_mode == "hard"
+
+
+def test_a_static_selection_keeps_the_same_with_and_without_padding(host, batch):
+    if host.name != "bert":
+        pytest.skip("the ablation replaces BERT's attention")
+    spec = importlib.util.spec_from_file_location("ablation", ROOT / "examples" / "selection_ablation.py")
+    ablation = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ablation)
+    model = host.make(retention_config=[6, 3, 1])
+    usual = model(**batch).logits
+    ablation.rank_by(model, torch.arange(64, 0, -1).float())
+    padded = model(**batch, output_kept_positions=True)
+    assert padded.kept_positions[0][0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert not torch.allclose(padded.logits, usual, atol=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).logits, padded.logits, atol=1e-5, rtol=0)
 
 
 def test_python_in_readme_compiles_and_names_what_there_is():
@@ -40,6 +63,14 @@ def test_python_in_readme_compiles_and_names_what_there_is():
 
 def test_commands_in_readme_are_ones_that_the_parser_takes(monkeypatch):
     text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    sweeps = re.findall(r"^powerbert sweep (.*)$", text, flags=re.MULTILINE)
+    assert len(sweeps) == 1
+    kinds = [arguments.SweepArguments, arguments.DataArguments, PoWERTrainingArguments]
+    assert arguments.parse("sweep", sweeps[0].split(), kinds)[0].speedups == [1.5, 2, 3]
+    calibrations = re.findall(r"^powerbert calibrate (.*)$", text, flags=re.MULTILINE)
+    assert len(calibrations) == 1
+    options = arguments.parse_for_model("calibrate", calibrations[0].split(), arguments.CalibrateArguments)
+    assert options.texts == "texts.txt"
     commands = re.findall(r"^powerbert (train) (.*)$", text, flags=re.MULTILINE)
     assert len(commands) == 2
     taken = []

@@ -21,6 +21,9 @@ _TRAINING_DEFAULTS: dict[str, Any] = {
     "save_total_limit": 1,
     "logging_steps": 20,
 }
+# What a recipe aims at, and how much of the loss its teacher has, where nothing is asked for.
+_SPEEDUP = 2.0
+_DISTILLATION = 0.9
 
 
 @dataclass
@@ -59,6 +62,39 @@ class ModelArguments:
 class RecipeArguments(ModelArguments):
     """What to make faster, and how."""
 
+    max_drop: float | None = field(
+        default=None,
+        metadata={
+            "help": "In place of a speed-up: find the fastest that loses at most this many points, 100 times the "
+            "metric, on the tuning split."
+        },
+    )
+    paper: bool = field(
+        default=False,
+        metadata={
+            "help": "Search as published: inputs padded to one length, counts in words, fixed lambda, Soft-extract "
+            "that multiplies, nothing distilled."
+        },
+    )
+    retention_unit: str | None = field(
+        default=None,
+        metadata={
+            "help": "What a count means: a share of an input's length (default), or words.",
+            "choices": ["fraction", "words"],
+        },
+    )
+    fine_tuned: bool = field(
+        default=False, metadata={"help": "The model is fine-tuned already: begin with the search."}
+    )
+
+
+@dataclass
+class SweepArguments(ModelArguments):
+    """What to make faster, and how much."""
+
+    speedups: list[float] = field(
+        default_factory=lambda: [1.5, 2.0, 3.0], metadata={"help": "Predicted, on the lengths of the tuning split."}
+    )
     retention_unit: str = field(
         default="fraction",
         metadata={
@@ -67,8 +103,9 @@ class RecipeArguments(ModelArguments):
         },
     )
     fine_tuned: bool = field(
-        default=False, metadata={"help": "The model is fine-tuned already: begin with the search."}
+        default=False, metadata={"help": "The model is fine-tuned already: begin with the searches."}
     )
+    plot: str | None = field(default=None, metadata={"help": "png or svg file that takes a picture."})
 
 
 @dataclass
@@ -194,6 +231,59 @@ def _parse_all(parser: Any, argv: Sequence[str]) -> list[Any]:
         remedy = f"did you mean {near[0]}?" if near else f"`{parser.prog} --help` lists all."
         raise ValueError(f"There is no option {name}; {remedy}")
     return parsed
+
+
+def settle(recipe_args: RecipeArguments, args: Any, task: Any) -> None:
+    """Fill in what was not typed of a recipe: in the paper's way, or in ours.
+
+    Args:
+        recipe_args: what to do; changed.
+        args: `PoWERTrainingArguments`; changed.
+        task: a `Task`, or `None` for other data.
+
+    Raises:
+        ValueError: for options that contradict each other.
+    """
+    goals = {
+        "--speedup": args.speedup is not None,
+        "--max-drop": recipe_args.max_drop is not None,
+        "--retention-lambda": args.retention_lambda is not None and not recipe_args.paper,
+        "--paper": recipe_args.paper,
+    }
+    if sum(goals.values()) > 1:
+        chosen = " and ".join(f"`{option}`" for option, typed in goals.items() if typed)
+        raise ValueError(f"A search has one goal, got {chosen}; choose one.")
+    if recipe_args.max_drop is not None and not 0 <= recipe_args.max_drop <= 100:
+        raise ValueError(f"`--max-drop` must lie between 0 and 100 points, got {recipe_args.max_drop}; 1 is usual.")
+    if recipe_args.paper:
+        if recipe_args.retention_unit == "fraction":
+            raise ValueError("`--paper` counts words, got `--retention-unit fraction`; leave one out.")
+        published = task.search if task else {}
+        for name in ("retention_lambda", "retention_learning_rate"):
+            if getattr(args, name) is None:
+                setattr(args, name, published.get(name))
+        recipe_args.retention_unit = "words"
+        return
+    recipe_args.retention_unit = recipe_args.retention_unit or "fraction"
+    if not any(goals.values()):
+        args.speedup = _SPEEDUP
+    settle_training(recipe_args, args)
+
+
+def settle_training(what: Any, args: Any) -> None:
+    """Fill in what was not typed of trainings in our way.
+
+    Args:
+        what: a `SweepArguments` or `RecipeArguments`.
+        args: `PoWERTrainingArguments`; changed.
+
+    Raises:
+        ValueError: where a sweep has another goal too, or nothing to try.
+    """
+    if isinstance(what, SweepArguments) and (args.speedup, args.retention_lambda) != (None, None):
+        raise ValueError("A sweep takes `--speedups`, got `--speedup` or `--retention-lambda`; leave it out.")
+    if args.distillation is None:
+        args.distillation = _DISTILLATION
 
 
 def parse_for_model(command: str, argv: Sequence[str], kind: type) -> Any:

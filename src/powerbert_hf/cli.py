@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,11 @@ from .arguments import (
     ModelArguments,
     PredictArguments,
     RecipeArguments,
+    SweepArguments,
     parse,
     parse_for_model,
+    settle,
+    settle_training,
     with_model_named,
 )
 
@@ -35,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     commands = {
         "train": _train,
+        "sweep": _sweep,
         "evaluate": _evaluate,
         "calibrate": _calibrate,
         "predict": _predict,
@@ -51,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "command",
         choices=commands,
-        help="train: fine-tune, search the configuration, re-train; evaluate: measure a model; "
+        help="train: fine-tune, search the configuration, re-train; sweep: the same for several speed-ups; "
+        "evaluate: measure a model; "
         "calibrate: find a configuration without training; "
         "predict: label the texts of a file; benchmark: time a model against stock; export: to ONNX; "
         "demo: train on a small generated task",
@@ -76,63 +81,100 @@ def _say(line: str) -> None:
 
 
 def _train(argv: list[str]) -> None:
+    from .tasks import TASKS
+
+    recipe_args, data_args, args = _parse_training("train", argv, RecipeArguments)
+    settle(recipe_args, args, TASKS.get(data_args.task))
+    run_training(recipe_args, data_args, args, ["powerbert", "train", *argv])
+
+
+def _sweep(argv: list[str]) -> None:
+    from .report import check_matplotlib, format_sweep, plot_sweep
+
+    sweep_args, data_args, args = _parse_training("sweep", argv, SweepArguments)
+    settle_training(sweep_args, args)
+    if sweep_args.plot is not None:
+        check_matplotlib()
+    with _training(sweep_args, data_args, args, ["powerbert", "sweep", *argv]) as data:
+        from .sweep import sweep
+
+        found = sweep(
+            sweep_args.model,
+            data,
+            args,
+            sweep_args.speedups,
+            sweep_args.retention_unit,
+            sweep_args.fine_tuned,
+            _say,
+        )
+    _say(f"\n{format_sweep(found)}")
+    if sweep_args.plot is not None:
+        plot_sweep(found, sweep_args.plot)
+
+
+def _parse_training(command: str, argv: list[str], kind: type) -> tuple[Any, ...]:
     from .trainer import PoWERTrainingArguments
 
     # Of every launcher; asked before upstream's arguments join the other processes.
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes != "1":
         raise ValueError(
-            f"`powerbert train` must run in one process, got {processes}; start it without `torchrun` or "
+            f"`powerbert {command}` must run in one process, got {processes}; start it without `torchrun` or "
             "`accelerate launch`."
         )
-    recipe_args, data_args, args = parse(
-        "train", argv, [RecipeArguments, DataArguments, PoWERTrainingArguments], require_output=True
-    )
-    typed = {"model": asdict(recipe_args), "data": asdict(data_args), "training": _settings(args)}
-    run_training(recipe_args, data_args, args, ["powerbert", "train", *argv], typed)
+    return parse(command, argv, [kind, DataArguments, PoWERTrainingArguments], require_output=True)
 
 
-def run_training(
-    recipe_args: RecipeArguments, data_args: DataArguments, args: Any, argv: list[str], typed: dict
-) -> None:
-    """`powerbert train`, with arguments that have been parsed.
+def run_training(recipe_args: RecipeArguments, data_args: DataArguments, args: Any, argv: list[str]) -> None:
+    """`powerbert train`, with arguments that have been parsed and settled.
 
     Args:
         recipe_args: the model, and what to do with it.
         data_args: the data.
         args: `PoWERTrainingArguments`.
         argv: what was typed.
-        typed: what it came to; an interrupted run goes on only with the same.
 
     Raises:
-        ValueError: for input that cannot be used, before anything is trained.
+        ValueError: for input that cannot be used, before anything is trained; or where nothing is fast enough within
+            `max_drop`.
     """
-    from .recipe import check_model, run_recipe
     from .report import format_report
+
+    with _training(recipe_args, data_args, args, argv) as data:
+        from .recipe import run_recipe
+        from .sweep import fastest_within
+
+        if recipe_args.paper:
+            data = replace(data, padded_to=data.source["max_length"])
+        named: dict[str, Any] = {"unit": recipe_args.retention_unit, "fine_tuned": recipe_args.fine_tuned, "say": _say}
+        if recipe_args.max_drop is None:
+            result = run_recipe(recipe_args.model, data, args, **named)
+        else:
+            result = fastest_within(recipe_args.model, data, args, recipe_args.max_drop, **named)
+    _say(f"\n{format_report(result.report, result.model_dir)}")
+
+
+@contextmanager
+def _training(what: Any, data_args: DataArguments, args: Any, argv: list[str]) -> Iterator[Any]:
+    """The data of a training that may begin, or go on, in its folder, which nobody else uses meanwhile."""
+    from .steps import check_model
 
     if args.push_to_hub:
         raise ValueError(
-            "`powerbert train` publishes nothing, got `--push-to-hub`; load `final/` and call its `push_to_hub`."
+            f"`powerbert {argv[1]}` publishes nothing, got `--push-to-hub`; load `final/` and call its `push_to_hub`."
         )
+    typed = {"model": asdict(what), "data": asdict(data_args), "training": _settings(args)}
     folder = Path(args.output_dir)
     going_on = _check_folder(folder, typed)
-    data = _load_data(data_args, recipe_args.model, args.seed)
+    data = _load_data(data_args, what.model, args.seed)
     if not going_on:
-        check_model(recipe_args.model, data, recipe_args.fine_tuned)
+        check_model(what.model, data, what.fine_tuned)
     with _sole_use(folder):
         if going_on:
             _say(f"going on with the run in {folder}")
         else:
             _write_command(folder, argv, typed)
-        result = run_recipe(
-            recipe_args.model,
-            data,
-            args,
-            unit=recipe_args.retention_unit,  # type: ignore[arg-type]
-            fine_tuned=recipe_args.fine_tuned,
-            say=_say,
-        )
-    _say(f"\n{format_report(result.report, result.model_dir)}")
+        yield data
 
 
 def _evaluate(argv: list[str]) -> None:
@@ -140,7 +182,7 @@ def _evaluate(argv: list[str]) -> None:
 
     from .checkpoint import load_classifier
     from .cost import predicted_speedup, share_kept
-    from .recipe import check_labels, evaluate_model
+    from .steps import check_labels, evaluate_model
     from .trainer import PoWERTrainingArguments
 
     kinds = [ModelArguments, DataArguments, PoWERTrainingArguments]

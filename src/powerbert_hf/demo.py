@@ -122,5 +122,4 @@ def make_demo(folder: Path, seed: int = 0) -> list[str]:
         f"--eval-file={folder / 'eval.csv'}",
         "--num-train-epochs=3",
         "--learning-rate=5e-4",
-        "--retention-lambda=1e-4",
     ]

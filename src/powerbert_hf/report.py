@@ -1,7 +1,8 @@
 # Copyright 2026 The powerbert_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a run's `report.json` says, as text."""
+"""What a run's `report.json` says, as text; what a sweep's says, as text and as a picture."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +41,70 @@ def format_report(report: dict[str, Any], model_dir: Path) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def format_sweep(found: dict[str, Any]) -> str:
+    """The table that ends a sweep: metric and speed-up of each run, the fastest last.
+
+    Args:
+        found: the content of `sweep.json`.
+
+    Returns:
+        Lines without a last line break.
+    """
+    header = ("asked for", "predicted", "measured", found["metric"], "points lost", "on the tuning split")
+    rows = [("all kept", "1.00x", "1.00x", f"{found['base']:.4f}", "", "")]
+    for run in found["runs"]:
+        tuning = run["tuning"]
+        rows.append(
+            (
+                f"{run['training']['speedup']:g}x",
+                f"{run['predicted_speedup']:.2f}x",
+                f"{run['measured_speedup']:.2f}x",
+                f"{run['final']:.4f}",
+                f"{100 * (run['base'] - run['final']):.2f}",
+                f"{100 * (tuning['base'] - tuning['final']):.2f} at {tuning['predicted_speedup']:.2f}x",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
+    return "\n".join([*lines, *(f"{name}: {value:.2f}x" for name, value in found["baselines"].items())])
+
+
+def check_matplotlib() -> None:
+    """Refuse a picture where nothing can draw it.
+
+    Raises:
+        ImportError: with the command that installs it.
+    """
+    if find_spec("matplotlib") is None:
+        raise ImportError("`--plot` needs matplotlib, got none; run `pip install 'powerbert_hf[plot]'`.")
+
+
+def plot_sweep(found: dict[str, Any], path: str) -> None:
+    """Draw the metric against the measured speed-up, with the baselines, which have the fine-tuned model's metric.
+
+    Args:
+        found: the content of `sweep.json`.
+        path: of the picture; its ending is the format.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    runs = sorted(found["runs"], key=lambda run: run["measured_speedup"])
+    axes.plot([run["measured_speedup"] for run in runs], [run["final"] for run in runs], "o-", label="ours")
+    for run in runs:
+        axes.annotate(
+            f"{run['training']['speedup']:g}x",
+            (run["measured_speedup"], run["final"]),
+            textcoords="offset points",
+            xytext=(5, 5),
+        )
+    for marker, (name, speedup) in zip("sD^v", found["baselines"].items(), strict=False):
+        axes.plot(speedup, found["base"], marker, color="grey", label=name)
+    axes.set_xlabel("measured speed-up over stock, sorted by length")
+    axes.set_ylabel(found["metric"])
+    axes.set_title(f"{found['model']} on {found['hardware']['processor']}", fontsize="small")
+    axes.legend(fontsize="small", frameon=False)
+    figure.savefig(path)

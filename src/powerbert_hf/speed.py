@@ -18,7 +18,7 @@ from .data import read_texts, tokenize_texts
 from .lengths import draw_lengths, random_features
 from .modeling_power import RetentionSequenceClassifierMixin
 from .profiling import encoder_seconds, peak_memory
-from .speed_report import check_matplotlib
+from .report import check_matplotlib
 
 
 def run_benchmarks(options: BenchmarkArguments) -> Iterator[dict[str, Any]]:

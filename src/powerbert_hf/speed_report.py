@@ -3,7 +3,6 @@
 """What `powerbert benchmark` measured, as tables and as a picture."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -86,16 +85,6 @@ def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
         "  ".join(["", *(cell.rjust(width) if n else cell.ljust(width) for n, (cell, width) in enumerate(pairs))])
         for pairs in (list(zip(row, widths, strict=True)) for row in table)
     ]
-
-
-def check_matplotlib() -> None:
-    """Refuse a picture where nothing can draw it.
-
-    Raises:
-        ImportError: with the command that installs it.
-    """
-    if find_spec("matplotlib") is None:
-        raise ImportError("`--plot` needs matplotlib, got none; run `pip install 'powerbert_hf[plot]'`.")
 
 
 def plot(setting: dict[str, Any], measurements: list[dict[str, Any]], path: str) -> None:

@@ -1,0 +1,183 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Several speed-ups from one fine-tuned model: to choose from, or to find the fastest that is good enough."""
+
+import copy
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .benchmark import benchmark
+from .checkpoint import load_classifier
+from .data import TaskData
+from .files import whole_folder, write_json
+from .recipe import RecipeResult, check_speedup, first_step, search_and_retrain, timed_features
+from .retention import RetentionUnit
+from .trainer import PoWERTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+# The first speed-up that is tried, and the factor to the next one where it is good enough.
+_FIRST, _FASTER = 2.0, 1.5
+# Good enough and not good enough are not told apart any further than by this factor.
+_NEAR = 1.15
+
+
+def sweep(
+    model: str,
+    data: TaskData,
+    args: PoWERTrainingArguments,
+    speedups: Sequence[float],
+    unit: RetentionUnit = "fraction",
+    fine_tuned: bool = False,
+    say: Callable[[str], None] = logger.info,
+) -> dict[str, Any]:
+    """Search and re-train for each of several speed-ups, in folders of `args.output_dir`, and write `sweep.json`.
+
+    What is there is not done again.
+
+    Args:
+        model: a Hub id or folder of a BERT or ALBERT checkpoint.
+        data: from `data.prepare_data`.
+        args: of all trainings.
+        speedups: predicted, on the lengths of the tuning split.
+        unit: of the retention configurations.
+        fine_tuned: `model` has been trained on the task already.
+        say: told what is going on, a line at a time.
+
+    Returns:
+        The content of `sweep.json`: the metric, its `base`, the `baselines` as speed-ups over stock sorted by length,
+        and `runs`, a `report.json` each.
+
+    Raises:
+        ValueError: for a model that cannot be run, or a speed-up that cannot be reached.
+    """
+    root = Path(args.output_dir)
+    for speedup in speedups:
+        check_speedup(model, data, speedup, unit)
+    base = first_step(model, data, args, root, fine_tuned, say)
+    runs = [_run(model, root, base, data, args, speedup, unit, say) for speedup in sorted(set(speedups))]
+    say("measuring baselines")
+    ours = load_classifier(root / _name(min(speedups)) / "final")
+    timed = benchmark(ours, timed_features(data), args.per_device_eval_batch_size, ("a", "b", "c", "ours"), repeats=3)
+    baselines = {row.description: row.speedup for name, row in timed.rows.items() if name != "ours"}
+    found = {
+        "model": model,
+        "metric": data.metric,
+        "base": runs[0]["base"],
+        "baselines": baselines,
+        "hardware": runs[0]["hardware"],
+        "runs": runs,
+    }
+    write_json(root / "sweep.json", found)
+    return found
+
+
+def fastest_within(
+    model: str,
+    data: TaskData,
+    args: PoWERTrainingArguments,
+    max_drop: float,
+    unit: RetentionUnit = "fraction",
+    fine_tuned: bool = False,
+    say: Callable[[str], None] = logger.info,
+) -> RecipeResult:
+    """The fastest configuration that loses no more than some points on the tuning split, in `args.output_dir`.
+
+    Speed-ups are tried in folders of their own: 2, and from there up by half as much again or down, until two that are
+    near each other have it between them. `final/` becomes a copy of the best one's.
+
+    Args:
+        model: a Hub id or folder of a BERT or ALBERT checkpoint.
+        data: from `data.prepare_data`.
+        args: of all trainings.
+        max_drop: points, 100 times the metric, below the fine-tuned model.
+        unit: of the retention configurations.
+        fine_tuned: `model` has been trained on the task already.
+        say: told what is going on, a line at a time.
+
+    Raises:
+        ValueError: where no configuration is good enough; it says what was tried.
+    """
+    root = Path(args.output_dir)
+    lowest, highest = check_speedup(model, data, None, unit)
+    base = first_step(model, data, args, root, fine_tuned, say)
+    tried: dict[float, float] = {}
+    reports = {}
+    while (speedup := next_speedup(tried, max_drop, lowest, highest)) is not None:
+        report = reports[speedup] = _run(model, root, base, data, args, speedup, unit, say)
+        tried[speedup] = 100 * (report["tuning"]["base"] - report["tuning"]["final"])
+        say(f"{speedup:g}x loses {tried[speedup]:.2f} points of {data.metric} on the tuning split")
+    good = [speedup for speedup, drop in tried.items() if drop <= max_drop]
+    if not good:
+        shown = ", ".join(f"{drop:.2f} points at {speedup:g}x" for speedup, drop in sorted(tried.items()))
+        raise ValueError(
+            f"`max_drop` must leave room for a configuration, got {max_drop:g} where {shown} were lost; allow more, "
+            "or train for more epochs into another folder."
+        )
+    chosen = max(good)
+    if not (root / "final").is_dir():
+        with whole_folder(root / "final") as partial:
+            shutil.copytree(root / _name(chosen) / "final", partial, dirs_exist_ok=True)
+    report = {
+        **reports[chosen],
+        "max_drop": max_drop,
+        "tried": [{"speedup": speedup, "drop": drop} for speedup, drop in sorted(tried.items())],
+    }
+    write_json(root / "report.json", report)
+    return RecipeResult(root / "final", report)
+
+
+def next_speedup(tried: dict[float, float], max_drop: float, lowest: float, highest: float) -> float | None:
+    """The speed-up to try next, or `None` where the fastest that is good enough is known well enough.
+
+    Args:
+        tried: points lost, by speed-up.
+        max_drop: points that may be lost.
+        lowest: speed-up with all word-vectors kept.
+        highest: speed-up with one kept by each encoder.
+
+    Example:
+        >>> next_speedup({}, 1.0, 1.2, 12.0)
+        2.0
+        >>> next_speedup({2.0: 0.4}, 1.0, 1.2, 12.0)
+        3.0
+        >>> next_speedup({2.0: 0.4, 3.0: 2.5}, 1.0, 1.2, 12.0)
+        2.45
+        >>> next_speedup({2.0: 0.4, 2.45: 0.9, 2.7: 1.1}, 1.0, 1.2, 12.0)
+    """
+    good = max((speedup for speedup, drop in tried.items() if drop <= max_drop), default=lowest)
+    bad = min((speedup for speedup, drop in tried.items() if drop > max_drop), default=highest)
+    if bad / good < _NEAR:
+        return None
+    middle = round(math.sqrt(good * bad), 2)
+    if not tried:
+        return min(_FIRST, middle)
+    return min(round(good * _FASTER, 2), middle) if bad == highest else middle
+
+
+def _name(speedup: float) -> str:
+    return f"speedup-{speedup:g}"
+
+
+def _run(
+    model: str,
+    root: Path,
+    base: Path,
+    data: TaskData,
+    args: PoWERTrainingArguments,
+    speedup: float,
+    unit: RetentionUnit,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    folder = root / _name(speedup)
+    if (folder / "report.json").is_file():
+        return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    say(f"{speedup:g}x faster, in {folder.name}:")
+    run_args = copy.copy(args)
+    run_args.speedup, run_args.retention_lambda = speedup, None
+    return search_and_retrain(model, base, data, run_args, folder, unit, say)

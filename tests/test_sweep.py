@@ -1,0 +1,104 @@
+"""Several speed-ups from one start, and the fastest that is good enough, on 64 rows and a tiny model."""
+
+import json
+
+import pytest
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification
+
+from powerbert_hf import cli, steps, sweep
+
+FAST = ["--num-train-epochs=1", "--per-device-train-batch-size=16", "--learning-rate=1e-3", "--disable-tqdm=true"]
+
+
+@pytest.fixture
+def inputs(host, rows, tokenizer, tmp_path):
+    host.make_stock().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    Dataset.from_list(rows).to_csv(tmp_path / "rows.csv")
+    files = [f"--{split}-file={tmp_path / 'rows.csv'}" for split in ("train", "eval")]
+    return [f"--model={tmp_path / 'model'}", *files, f"--output-dir={tmp_path / 'run'}", *FAST]
+
+
+def test_a_sweep_has_a_run_for_each_speed_up_and_does_none_twice(inputs, tmp_path, capsys, monkeypatch):
+    asked = [*inputs, "--speedups", "1.5", "2.5", f"--plot={tmp_path / 'curve.svg'}"]
+    assert cli.main(["sweep", *asked]) == 0
+    found = json.loads((tmp_path / "run" / "sweep.json").read_text())
+    assert [run["training"]["speedup"] for run in found["runs"]] == [1.5, 2.5]
+    for run in found["runs"]:
+        # Six texts to tune on, of a few words each.
+        assert run["tuning"]["predicted_speedup"] == pytest.approx(run["training"]["speedup"], rel=0.1)
+        assert run["base"] == found["base"]
+    assert len(found["baselines"]) == 3
+    assert "asked for" in capsys.readouterr().out
+    assert "<svg" in (tmp_path / "curve.svg").read_text()
+
+    monkeypatch.setattr(steps.PoWERTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
+    assert cli.main(["sweep", *asked]) == 0
+
+
+def test_the_fastest_within_a_drop_is_the_final_model(inputs, tmp_path, capsys):
+    """A drop of 100 points lets everything pass."""
+    assert cli.main(["train", *inputs, "--max-drop=100"]) == 0
+    run = tmp_path / "run"
+    report = json.loads((run / "report.json").read_text())
+    tried = [one["speedup"] for one in report["tried"]]
+    assert len(tried) >= 2
+    assert report["training"]["speedup"] == max(tried)
+    final = AutoModelForSequenceClassification.from_pretrained(run / "final")
+    assert final.config.retention_config == report["retention_config"]
+    assert capsys.readouterr().out.count("points of accuracy on the tuning split") == len(tried)
+
+
+def test_where_nothing_is_good_enough_it_says_what_was_tried(inputs, tmp_path, capsys, monkeypatch):
+    def worse(*args):
+        return {"tuning": {"base": 0.9, "final": 0.8}}
+
+    monkeypatch.setattr(sweep, "search_and_retrain", worse)
+    assert cli.main(["train", *inputs, "--max-drop=1"]) == 2
+    error = capsys.readouterr().err
+    assert "`max_drop` must leave room for a configuration, got 1 where 10.00 points at" in error
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_speed_ups_to_try_close_in_on_the_fastest_that_is_good_enough():
+    tried = {}
+    while (speedup := sweep.next_speedup(tried, 1.0, 1.2, 9.0)) is not None:
+        tried[speedup] = 0.0 if speedup <= 3.4 else 2.0
+        assert len(tried) < 10
+    good = max(speedup for speedup, drop in tried.items() if drop <= 1)
+    assert 3.4 / 1.15 < good <= 3.4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-drop=-1"], "`--max-drop` must lie between 0 and 100 points, got -1.0"),
+        (["--max-drop=1", "--speedup=2"], "A search has one goal, got `--speedup` and `--max-drop`"),
+        (["--paper", "--speedup=2"], "A search has one goal, got `--speedup` and `--paper`"),
+        (["--paper", "--retention-unit=fraction"], "`--paper` counts words"),
+        (["--speedup=1000"], "On these inputs `speedup` must lie above"),
+    ],
+)
+def test_goals_that_contradict_each_other_are_refused_before_training(inputs, capsys, options, message):
+    assert cli.main(["train", *inputs, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_papers_way_is_in_words_padded_and_multiplies(inputs, tmp_path, monkeypatch):
+    seen = []
+    run = steps._run
+
+    def look(trainer):
+        seen.append((trainer.model.config, next(iter(trainer.get_train_dataloader()))["input_ids"].shape[1]))
+        run(trainer)
+
+    monkeypatch.setattr(steps, "_run", look)
+    assert cli.main(["train", *inputs, "--paper", "--max-length=30"]) == 0
+    assert [width for _, width in seen] == [30, 30, 30]
+    soft = seen[1][0]
+    assert (soft.retention_unit, soft.retention_length, soft.retention_soft_extract) == ("words", 30, "published")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert all(type(entry) is int for entry in report["retention_config"])
+    assert report["training"]["speedup"] is None
+    assert not report["training"]["distillation"]
