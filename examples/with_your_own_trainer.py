@@ -16,7 +16,6 @@ from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArgum
 
 from powerbert_hf import PoWERBertForSequenceClassification, PoWERTrainer, PoWERTrainingArguments
 from powerbert_hf.demo import make_demo
-from powerbert_hf.retention import retention_config_from_mass, retention_mass
 
 
 @dataclass
@@ -44,13 +43,16 @@ def main(options: Options) -> None:
     common = {"num_train_epochs": options.epochs, "train_sampling_strategy": "group_by_length", "save_strategy": "no"}
 
     model = PoWERBertForSequenceClassification.from_pretrained(
-        options.model, retention_mode="soft", retention_unit="fraction", retention_length=longest
+        options.model,
+        retention_mode="soft",
+        retention_soft_extract="hide",
+        retention_unit="fraction",
+        retention_length=longest,
     )
-    args = PoWERTrainingArguments(f"{options.output_dir}/search", retention_lambda=1e-3, **common)
-    PoWERTrainer(model, args, train_dataset=data, processing_class=tokenizer).train()
-    # Encoder L hands on [CLS] alone.
-    masses = [*retention_mass(model.retention_weights)[:-1].tolist(), 1.0]
-    model.set_retention(retention_config_from_mass(masses, "fraction", longest))
+    args = PoWERTrainingArguments(f"{options.output_dir}/search", speedup=2.0, **common)
+    trainer = PoWERTrainer(model, args, train_dataset=data, processing_class=tokenizer)
+    trainer.train()
+    model.set_retention(trainer.retention_config)
     print("retention configuration:", [round(entry, 3) for entry in model.config.retention_config])
 
     args = TrainingArguments(f"{options.output_dir}/retrain", **common)
