@@ -39,6 +39,19 @@ def format_report(report: dict[str, Any], model_dir: Path) -> str:
         ),
         ("final model", str(model_dir)),
     ]
+    tuning, asked = report["tuning"], report["training"]["speedup"]
+    if asked is not None:
+        rows.insert(
+            -2,
+            (
+                "on the tuning split",
+                f"{tuning['predicted_speedup']:.2f}x predicted, {asked:g}x asked for; {report['metric']} "
+                f"{tuning['base']:.4f} before, {tuning['final']:.4f} after",
+            ),
+        )
+    if "tried" in report:
+        lost = ", ".join(f"{one['drop']:.2f} points at {one['speedup']:g}x" for one in report["tried"])
+        rows.insert(-2, ("lost there", f"{lost}; at most {report['max_drop']:g} asked for"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
