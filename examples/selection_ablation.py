@@ -20,18 +20,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
+from transformers import HfArgumentParser
 
 from powerbert_hf import PoWERTrainingArguments
+from powerbert_hf.arguments import DataArguments
 from powerbert_hf.checkpoint import load_classifier
-from powerbert_hf.data import TaskData, load_splits, prepare_data
+from powerbert_hf.data import TaskData, load_data
 from powerbert_hf.demo import make_demo
 from powerbert_hf.encoder import Extract
 from powerbert_hf.modeling_powerbert import PoWERBertSelfAttention
 from powerbert_hf.packing import Packed
 from powerbert_hf.retention import extract, rank
 from powerbert_hf.steps import evaluate_model
-from powerbert_hf.tasks import TASKS
 from powerbert_hf.trainer import PoWERTrainer
 
 
@@ -107,17 +107,7 @@ def main(options: Options) -> None:
     if options.epochs is not None:
         training["num_train_epochs"] = options.epochs
 
-    task = TASKS.get(asked.get("task"))
-    files = {name: asked.get(name) for name in ("dataset", "subset", "train_file", "eval_file")}
-    rows = ("text_columns", "label_column", "max_length", "max_train_samples", "max_eval_samples")
-    data = prepare_data(
-        *load_splits(**files, task=task),
-        AutoTokenizer.from_pretrained(start),
-        AutoConfig.from_pretrained(start),
-        task,
-        **{name: asked.get(name) for name in rows},
-        seed=training["seed"],
-    )
+    data = load_data(DataArguments(**asked), start, training["seed"])
     args = PoWERTrainingArguments(
         f"{options.output_dir}/checkpoints",
         warmup_steps=0.1,

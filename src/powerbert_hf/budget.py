@@ -43,12 +43,12 @@ class Budget:
     """
 
     def __init__(self, config: Any, speedup: float | None, lengths: Sequence[int] | Tensor) -> None:
-        self.lengths = torch.as_tensor(lengths)
+        self.lengths, self.length = torch.as_tensor(lengths), config.retention_length
         self._config = copy.copy(config)
         self._config.retention_mode = "hard"
         self._inputs, self._times = (part.double() for part in self.lengths.unique(return_counts=True))
         self._stock = config.num_encoders * stock_encoder_multiply_accumulates(config, self._inputs) @ self._times
-        all_kept = [float(config.retention_length)] * config.num_encoders
+        all_kept = [float(self.length)] * config.num_encoders
         self.limits = self.predicted(all_kept), self.predicted([1.0] * config.num_encoders)
         if speedup is not None and not self.limits[0] < speedup < self.limits[1]:
             raise ValueError(
@@ -60,8 +60,7 @@ class Budget:
 
     def configuration(self, masses: Sequence[float]) -> list[int] | list[float]:
         """The configuration that L masses stand for; encoder L hands on [CLS] alone, whatever was learned there."""
-        unit, length = self._config.retention_unit, self._config.retention_length
-        return retention_config_from_mass([*masses[:-1], 1.0], unit, length)
+        return retention_config_from_mass([*masses[:-1], 1.0], self._config.retention_unit, self.length)
 
     def predicted(self, masses: Sequence[float]) -> float:
         """The predicted speed-up of that configuration."""
@@ -81,7 +80,7 @@ class Budget:
         """
         masses = masses[:-1, None]
         if self._config.retention_unit == "fraction":
-            share = masses / self._config.retention_length
+            share = masses / self.length
             kept = share * self._inputs + (1 - share) / 2
         else:
             kept = torch.minimum(masses, self._inputs)
@@ -103,7 +102,7 @@ class Budget:
         Returns:
             (L, R): 1 below the mass, 0 beyond it, falling in a straight line between, over a quarter of R at most.
         """
-        length = self._config.retention_length
+        length = self.length
         masses = masses[:, None]
         width = torch.minimum(masses, length - masses).mul(2).clamp(min=1.0, max=max(1.0, _RAMP * length))
         ranks = torch.arange(length, dtype=masses.dtype) + 0.5
@@ -152,7 +151,7 @@ class Budget:
         depth = torch.arange(1, masses.shape[0] + 1, dtype=masses.dtype)
 
         def moved(by: float) -> Tensor:
-            return (masses * torch.exp(-by * depth)).clamp(1.0, float(self._config.retention_length))
+            return (masses * torch.exp(-by * depth)).clamp(1.0, float(self.length))
 
         return moved(_root(lambda by: self.cost(moved(by)).item() - budget, -_FAR, _FAR))
 
@@ -162,7 +161,7 @@ class Budget:
         Args:
             masses: L of them.
         """
-        length = float(self._config.retention_length)
+        length = float(self.length)
 
         def scaled(by: float) -> list[float]:
             return [min(length, by * mass) for mass in masses]

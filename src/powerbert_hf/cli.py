@@ -292,31 +292,11 @@ def _settings(args: Any) -> dict[str, Any]:
 
 
 def _load_data(data_args: DataArguments, model: str, seed: int, measure_only: bool = False) -> Any:
-    from .checkpoint import load_config, load_tokenizer
-    from .data import load_splits, prepare_data
-    from .tasks import TASKS
+    from .data import load_data
 
     _quiet_datasets()
-    config = load_config(model)
-    tokenizer = load_tokenizer(model, config)
-    task = TASKS[data_args.task] if data_args.task else None
-    train, held_out = load_splits(data_args.dataset, data_args.subset, data_args.train_file, data_args.eval_file, task)
-    source = {name: getattr(data_args, name) for name in ("dataset", "subset", "task", "train_file", "eval_file")}
-    return prepare_data(
-        train,
-        held_out,
-        tokenizer,
-        config,
-        task,
-        _names(data_args.text_columns),
-        _names(data_args.label_column),
-        data_args.max_length,
-        data_args.max_train_samples,
-        data_args.max_eval_samples,
-        seed,
-        source,
-        measure_only,
-    )
+    texts, labels = _names(data_args.text_columns), _names(data_args.label_column)
+    return load_data(replace(data_args, text_columns=texts, label_column=labels), model, seed, measure_only)
 
 
 def _quiet_datasets() -> None:

@@ -13,9 +13,9 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
-from .checkpoint import reading
+from .checkpoint import load_config, load_tokenizer, reading
 from .labels import flat, named_labels, read_labels
-from .tasks import METRICS, ClassificationMetric, MultiLabelMetric, RegressionMetric, Task
+from .tasks import METRICS, TASKS, ClassificationMetric, MultiLabelMetric, RegressionMetric, Task
 
 logger = logging.getLogger(__name__)
 
@@ -423,4 +423,37 @@ def prepare_data(
             "tuning_rows": len(tuned_on),
             "eval_rows": len(reported),
         },
+    )
+
+
+def load_data(options: Any, model: str, seed: int = 42, measure_only: bool = False) -> TaskData:
+    """Read two splits and prepare them for a model.
+
+    Args:
+        options: an `arguments.DataArguments`: which data.
+        model: a Hub id or folder, with the tokenizer.
+        seed: see `prepare_data`.
+        measure_only: see `prepare_data`.
+
+    Raises:
+        ValueError: for a model or data that cannot be used.
+    """
+    config = load_config(model)
+    task = TASKS[options.task] if options.task else None
+    files = (options.dataset, options.subset, options.train_file, options.eval_file)
+    train, held_out = load_splits(*files, task)
+    return prepare_data(
+        train,
+        held_out,
+        load_tokenizer(model, config),
+        config,
+        task,
+        options.text_columns,
+        options.label_column,
+        options.max_length,
+        options.max_train_samples,
+        options.max_eval_samples,
+        seed,
+        {name: getattr(options, name) for name in ("dataset", "subset", "task", "train_file", "eval_file")},
+        measure_only,
     )
