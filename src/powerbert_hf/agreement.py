@@ -65,6 +65,21 @@ def unchanged(answers: Tensor, expected: Tensor, problem_type: str | None) -> Te
     return answers.argmax(dim=1) == expected.argmax(dim=1)
 
 
+def log_probabilities(logits: Tensor, problem_type: str | None) -> Tensor:
+    """Logarithms of a classifier's distributions: one over the classes, or with several labels one for each label.
+
+    Args:
+        logits: (B, labels).
+        problem_type: of the model's configuration, not a regression's.
+
+    Returns:
+        (B, labels), or with several labels (B, labels, 2): yes and no.
+    """
+    if problem_type == "multi_label_classification":
+        logits = torch.stack([logits, torch.zeros_like(logits)], dim=-1)
+    return logits.log_softmax(dim=-1)
+
+
 def compare(ours: PreTrainedModel, stock: PreTrainedModel, batches: Sequence[Batch]) -> Agreement:
     """How ours and stock agree, and whether ours with nothing eliminated is stock at all.
 

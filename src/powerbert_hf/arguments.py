@@ -278,7 +278,7 @@ def settle_training(what: Any, args: Any) -> None:
         args: `PoWERTrainingArguments`; changed.
 
     Raises:
-        ValueError: where a sweep has another goal too, or nothing to try.
+        ValueError: where a sweep has another goal too.
     """
     if isinstance(what, SweepArguments) and (args.speedup, args.retention_lambda) != (None, None):
         raise ValueError("A sweep takes `--speedups`, got `--speedup` or `--retention-lambda`; leave it out.")

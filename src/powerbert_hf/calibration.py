@@ -30,7 +30,7 @@ from .benchmark import Features
 from .checkpoint import load_classifier, load_tokenizer
 from .cost import predicted_speedup
 from .data import read_texts, tokenize_texts
-from .files import whole_folder
+from .files import check_free, whole_folder
 from .sensitivity import check_model, comparison, search_path
 
 logger = logging.getLogger(__name__)
@@ -216,8 +216,8 @@ def calibrate_folder(
         ValueError: for files, columns, texts or a model that cannot be used; nothing is written.
     """
     folder = None if output_dir is None else Path(output_dir)
-    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} holds something else; choose another `--output-dir`, or empty it.")
+    if folder is not None:
+        check_free(folder)
     needed = texts_needed(agreement)
     if inputs < needed:
         raise ValueError(f"`--inputs` must be at least {needed} for an agreement of {agreement:g}, got {inputs}.")

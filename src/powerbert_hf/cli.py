@@ -345,6 +345,8 @@ def _check_folder(folder: Path, typed: dict[str, Any]) -> bool:
     Raises:
         ValueError: where it holds something else.
     """
+    from .files import check_free
+
     record = folder / "command.json"
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"command.json", "command.json.partial"}:
         # Its command was refused, or killed, before it trained anything.
@@ -357,8 +359,7 @@ def _check_folder(folder: Path, typed: dict[str, Any]) -> bool:
             f"{folder} holds the run of another command ({' '.join(earlier['typed'])}); choose another "
             "`--output-dir`, or remove it."
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} holds something else; choose another `--output-dir`, or empty it.")
+    check_free(folder)
     return False
 
 

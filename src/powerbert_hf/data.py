@@ -394,10 +394,10 @@ def prepare_data(
         tuning_rows = max(1, min(_TUNING_ROWS, min(len(train), max_train_samples or len(train)) // 10))
         tune, rest = drawn[:tuning_rows], drawn[tuning_rows:][:max_train_samples]
         wanted = [(train, train_labels, rest), (train, train_labels, tune), *wanted]
-    splits = [
-        tokenize(split.select(rows), texts, [labels[row] for row in rows], tokenizer, limit)
-        for split, labels, rows in ((split, labels, np.sort(drawn)) for split, labels, drawn in wanted)
-    ]
+    splits = []
+    for split, labels, drawn in wanted:
+        rows = np.sort(drawn)
+        splits.append(tokenize(split.select(rows), texts, [labels[row] for row in rows], tokenizer, limit))
     trained_on, tuned_on, reported = splits * 3 if measure_only else splits
     cut = sum(length == limit for split in splits for length in split["length"])
     if cut:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .checkpoint import load_classifier, load_tokenizer
-from .files import whole_folder
+from .files import check_free, whole_folder
 
 # Largest difference of logits that an export in float32 may have; int8 rounds, and has none.
 _TOLERANCE = 1e-3
@@ -85,8 +85,7 @@ def export_folder(model: str | Path, folder: str | Path, int8: bool = False, sto
         ValueError: for a folder or a model that cannot be used, or an export that does not answer as the model does.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} holds something else; choose another `--output-dir`, or empty it.")
+    check_free(folder)
     if int8 and stock:
         raise ValueError("`--int8` is for ONNX and `--stock` for a checkpoint, got both; leave one out.")
     if not stock:

@@ -56,6 +56,19 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
+def check_free(folder: Path) -> None:
+    """Make sure that a folder can be written, before the work that fills it is done.
+
+    Args:
+        folder: its name.
+
+    Raises:
+        ValueError: where something has this name already, but for an empty folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something else; choose another `--output-dir`, or empty it.")
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a file that is either complete or not there.
 

@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,32 +70,34 @@ def run_recipe(
         ValueError: for a model, a speed-up or a configuration that cannot be run.
     """
     root = Path(args.output_dir)
-    check_speedup(model, data, args.speedup, unit)
+    if args.speedup is not None:
+        check_speedups(model, data, [args.speedup], unit)
     base = first_step(model, data, args, root, fine_tuned, say)
     return RecipeResult(root / "final", search_and_retrain(model, base, data, args, root, unit, say))
 
 
-def check_speedup(
-    model: str, data: TaskData, speedup: float | None, unit: RetentionUnit = "fraction"
+def check_speedups(
+    model: str, data: TaskData, speedups: Sequence[float], unit: RetentionUnit = "fraction"
 ) -> tuple[float, float]:
-    """Make sure that some configuration has a speed-up, before anything is trained.
+    """Make sure that configurations have these speed-ups, before anything is trained.
 
     Args:
         model: a Hub id or folder.
         data: from `data.prepare_data`.
-        speedup: predicted; `None` checks nothing.
+        speedups: predicted.
         unit: of the retention configuration.
 
     Returns:
         The speed-ups that any has: the lowest, with all word-vectors kept, and the highest, with one kept.
 
     Raises:
-        ValueError: where none has it.
+        ValueError: where none has one of them.
     """
     config = load_classifier(model, retention_config=None, retention_mode=None).config
     config.retention_unit, config.retention_length = unit, data.retention_length
-    budget = Budget(config, speedup, data.tune["length"])
-    return budget.limits
+    for speedup in speedups:
+        Budget(config, speedup, data.tune["length"])
+    return Budget(config, None, data.tune["length"]).limits
 
 
 def first_step(

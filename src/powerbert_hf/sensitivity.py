@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
-from .agreement import logits, unchanged
+from .agreement import log_probabilities, logits, unchanged
 from .benchmark import Features, make_batches
 from .cost import encoder_multiply_accumulates, predicted_speedup
 
@@ -114,18 +114,14 @@ def comparison(
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             return logits(model, batches).float()
 
-    def distribution(answers: Tensor) -> Tensor:
-        if config.problem_type == "multi_label_classification":
-            answers = torch.stack([answers, torch.zeros_like(answers)], dim=-1)
-        return answers.log_softmax(dim=-1)
-
     expected = answers([1.0] * config.num_encoders)
     if not expected.isfinite().all():
         raise ValueError("The model must answer with finite logits, got others; check its weights.")
 
     def compare(entries: Sequence[float]) -> tuple[Tensor, float]:
         found = answers(entries)
-        divergence = kl_div(distribution(found), distribution(expected), log_target=True, reduction="sum")
+        given, wanted = (log_probabilities(each, config.problem_type) for each in (found, expected))
+        divergence = kl_div(given, wanted, log_target=True, reduction="sum")
         return unchanged(found, expected, config.problem_type), divergence.item() / len(expected)
 
     return compare

@@ -15,7 +15,7 @@ from .benchmark import benchmark
 from .checkpoint import load_classifier
 from .data import TaskData
 from .files import whole_folder, write_json
-from .recipe import RecipeResult, check_speedup, first_step, search_and_retrain, timed_features
+from .recipe import RecipeResult, check_speedups, first_step, search_and_retrain, timed_features
 from .retention import RetentionUnit
 from .trainer import PoWERTrainingArguments
 
@@ -57,8 +57,7 @@ def sweep(
         ValueError: for a model that cannot be run, or a speed-up that cannot be reached.
     """
     root = Path(args.output_dir)
-    for speedup in speedups:
-        check_speedup(model, data, speedup, unit)
+    check_speedups(model, data, speedups, unit)
     base = first_step(model, data, args, root, fine_tuned, say)
     runs = [_run(model, root, base, data, args, speedup, unit, say) for speedup in sorted(set(speedups))]
     say("measuring baselines")
@@ -104,7 +103,7 @@ def fastest_within(
         ValueError: where no configuration is good enough; it says what was tried.
     """
     root = Path(args.output_dir)
-    lowest, highest = check_speedup(model, data, None, unit)
+    lowest, highest = check_speedups(model, data, [], unit)
     base = first_step(model, data, args, root, fine_tuned, say)
     tried: dict[float, float] = {}
     reports = {}

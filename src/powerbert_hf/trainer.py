@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from .agreement import log_probabilities
 from .budget import Budget
 from .retention import clamp_retention_weights, retention_config_from_mass, retention_mass
 
@@ -120,8 +121,8 @@ class HoldBudget(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Turn the step of the weights into one of the masses."""
-        growth = (self.weights.detach().double().cpu() - self.before)[:, -1]
         finite_masses(self.weights)
+        growth = (self.weights.detach().double().cpu() - self.before)[:, -1]
         masses = retention_mass(self.before) * growth.exp()
         masses = self.budget.hold(masses, (state.global_step + 1) / state.max_steps)
         with torch.no_grad():
@@ -148,12 +149,8 @@ def distillation_loss(answers: Tensor, wanted: Tensor, problem_type: str | None)
     answers, wanted = answers.float(), wanted.float()
     if problem_type == "regression" or (problem_type is None and wanted.shape[-1] == 1):
         return nn.functional.mse_loss(answers, wanted)
-    if problem_type == "multi_label_classification":
-        # A label is a distribution over yes and no.
-        answers, wanted = (torch.stack([logits, -logits], dim=-1).flatten(0, 1) / 2 for logits in (answers, wanted))
-    return nn.functional.kl_div(
-        answers.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="batchmean"
-    )
+    given, aim = (log_probabilities(logits, problem_type).flatten(0, -2) for logits in (answers, wanted))
+    return nn.functional.kl_div(given, aim, log_target=True, reduction="batchmean")
 
 
 class EpochLengthGroupedSampler(LengthGroupedSampler):
