@@ -123,6 +123,17 @@ def test_weights_of_one_leave_every_rank_at_one(unit):
     torch.testing.assert_close(weights, torch.ones(300, 300), atol=5e-7, rtol=0)
 
 
+def test_a_weight_of_nearly_nothing_is_not_less_than_nothing():
+    # Differences of running sums: what rounding leaves may have the wrong sign, and then the search ends in NaN.
+    nearly_nothing = torch.logspace(-7, -4, 100)[:, None]
+    ramps = torch.cat([torch.ones(100, 40), torch.linspace(1, 0.04, 24).expand(100, -1), nearly_nothing], dim=1)
+    lengths = torch.arange(1, 104)
+    for ramp in torch.nn.functional.pad(ramps, (0, 38)):
+        weights = retention.soft_extract_weights(ramp, lengths, 103, "fraction")
+        assert weights.min() >= 0
+        assert retention.hiding_bias(weights).isfinite().all()
+
+
 @pytest.mark.parametrize("length", [1, 3, 30, 97])
 def test_fractions_conserve_mass_at_every_length(length):
     torch.manual_seed(0)

@@ -263,7 +263,8 @@ def soft_extract_weights(weights: Tensor, lengths: Tensor, width: int, unit: Ret
             return running[entry], weights[entry.clamp(max=last)] * (boundary % lengths) / lengths
 
         (whole, part), (next_whole, next_part) = up_to(ranks), up_to(ranks + 1)
-        by_rank = (next_whole - whole + next_part - part) * lengths / weights.shape[0]
+        # Rounding may leave of nearly nothing less than nothing, which could not be hidden: it has no logarithm.
+        by_rank = ((next_whole - whole + next_part - part) * lengths / weights.shape[0]).clamp(min=0.0)
     return by_rank.where((ranks > 0) & (ranks < lengths), 1.0)
 
 
