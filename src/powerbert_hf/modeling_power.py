@@ -54,6 +54,11 @@ class RetentionModelMixin(PreTrainedModel):
                 f"{type(self).__name__} needs a {needed}, got a {type(config).__name__}; pass "
                 f"`{needed}(**config.to_dict())`, or none to have it read from the checkpoint."
             )
+        if "retention" in kwargs:
+            raise ValueError(
+                "`retention` is read with the model's configuration, got a `config` beside it; pass it to the "
+                "configuration's `from_pretrained`."
+            )
         # `from_pretrained` sets fields one by one, after the configuration was checked.
         config.validate_retention()
         # Old checkpoints ask for it here, once: upstream's constructors would answer in modules that are replaced.
