@@ -8,8 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError, HTTPError
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .checkpoint import hub_id
 from .retention_file import RETENTION_FILE, RetentionFile, read_retention
@@ -48,6 +52,7 @@ class Facts:
         weights: there is a model, not a configuration alone.
         metadata: of the card, in place of what would follow from the report.
         hyperparameters: of a training that left no report.
+        tags: beside those that it is always found by.
     """
 
     place: str
@@ -60,6 +65,7 @@ class Facts:
     weights: bool = True
     metadata: dict[str, Any] | None = None
     hyperparameters: dict[str, Any] | None = None
+    tags: tuple[str, ...] = ()
 
 
 def make_card(facts: Facts) -> ModelCard:
@@ -72,10 +78,11 @@ def make_card(facts: Facts) -> ModelCard:
         A card whose metadata has `base_model`, `datasets`, `metrics`, `model-index` and `license` as far as they are
         known; it says what is not.
     """
+    report, retention = facts.report, facts.retention
     data = ModelCardData(**(_metadata(facts) if facts.metadata is None else facts.metadata))
     data.eval_results = data.eval_results or None
-    data.tags = list(dict.fromkeys([*(data.tags or []), *tags(facts.retention, facts.weights)]))
-    report, retention = facts.report, facts.retention
+    found_by = [*(data.tags or []), *facts.tags, *fitting_tags(retention.backbone, retention.encoders)]
+    data.tags = list(dict.fromkeys(found_by if facts.weights else [*found_by, "retention-configuration"]))
     return ModelCard.from_template(
         data,
         template_path=str(_TEMPLATE),
@@ -97,19 +104,18 @@ def make_card(facts: Facts) -> ModelCard:
     )
 
 
-def tags(retention: RetentionFile, weights: bool) -> list[str]:
-    """What a model, or a configuration by itself, is found by on the Hub.
+def fitting_tags(backbone: str, encoders: int) -> list[str]:
+    """What a model or a configuration is found by on the Hub: this package, and what it fits.
 
     Args:
-        retention: its configuration.
-        weights: it is a model.
+        backbone: `"bert"` or `"albert"`.
+        encoders: L.
 
     Example:
-        >>> tags(RetentionFile("bert", 2, [0.5, 0.25], "fraction"), weights=True)
-        ['power-bert', 'bert-2-encoders']
+        >>> fitting_tags("bert", 12)
+        ['power-bert', 'bert-12-encoders']
     """
-    fits = f"{retention.backbone}-{retention.encoders}-encoders"
-    return ["power-bert", fits, *([] if weights else ["retention-configuration"])]
+    return ["power-bert", f"{backbone}-{encoders}-encoders"]
 
 
 def picture(retention: RetentionFile) -> str:
@@ -286,6 +292,46 @@ def known_of(model: str | Path, config: Any, place: str, **more: Any) -> Facts:
         base = hub_id(model)
         told = replace(retention, base_model=base if base != place else None)
     return Facts(place, told, base=told.base_model, license=license_of(told.base_model), **more)
+
+
+def add_card(model: PreTrainedModel, folder: str | Path, repo: str) -> None:
+    """Write card and `retention.json` beside what upstream's `push_to_hub` has saved of a model.
+
+    A card of somebody's own stays. The report of a run is told only of the weights that it is of. A model that
+    eliminates nothing has upstream's card.
+
+    Args:
+        model: as it is in memory.
+        folder: goes up.
+        repo: `user/name`.
+    """
+    if model.config.active_retention_mode != "hard":
+        return
+    path = Path(folder, "README.md")
+    more: dict[str, Any] = {}
+    if path.is_file():
+        written = path.read_text(encoding="utf-8")
+        if is_own(written):
+            return
+        more["tags"] = tuple(ModelCard(written, ignore_metadata_errors=True).data.tags or ())
+    source = Path(model.name_or_path)
+    if run_of(source) is not None and _same_weights(model, source):
+        facts = known_of(source, model.config, repo, **more)
+    else:
+        base = hub_id(model.name_or_path) if model.name_or_path != repo else None
+        facts = Facts(repo, RetentionFile.of(model.config, base_model=base), license=license_of(base), **more)
+    path.write_text(str(make_card(facts)), encoding="utf-8")
+    Path(folder, RETENTION_FILE).write_text(facts.retention.dumps(), encoding="utf-8")
+
+
+def _same_weights(model: PreTrainedModel, folder: Path) -> bool:
+    saved = folder / SAFE_WEIGHTS_NAME
+    if not saved.is_file():
+        return False
+    weights, ours = load_file(saved), model.state_dict()
+    return weights.keys() == ours.keys() and all(
+        torch.equal(weight.to(ours[name].dtype), ours[name].cpu()) for name, weight in weights.items()
+    )
 
 
 def _of_run(run: Path, config: Any, place: str, more: dict[str, Any]) -> Facts:
