@@ -304,7 +304,8 @@ class Handler(BaseHTTPRequestHandler):
         if is_large(path):
             large = sha256(content)
             headers |= {"X-Linked-Size": len(content), "X-Linked-ETag": f'"{large}"'}
-            headers |= {"Location": f"{self.server.hub.url}/lfs/{large}"}
+            # Large files are on another host, which needs no token.
+            headers |= {"Location": f"http://localhost:{self.server.server_port}/lfs/{large}"}
             return self.answer(b"", 302, headers)
         self.part(content, headers)
 

@@ -33,15 +33,17 @@ def content(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts}
 
 
-def refused(capsys, folder, arguments, command="train"):
-    """Run the command, which must refuse; the sentence."""
+def refused(capsys, folder, arguments, command="train", said_before=0):
+    """Run the command, which must refuse; the sentence. Of lines printed before, the number, or `None` for any."""
     before = content(folder)
     capsys.readouterr()
     try:
         status = cli.main([command, *arguments])
     except SystemExit as stop:
         status = stop.code
-    *said, sentence = capsys.readouterr().err.splitlines()
+    printed = capsys.readouterr()
+    *said, sentence = printed.err.splitlines()
+    assert said_before in (None, len(printed.out.splitlines()))
     assert status == 2
     assert sentence.startswith(f"powerbert {command}: ")
     # argparse recalls the usage first.
