@@ -1,7 +1,7 @@
 """A Hub on this machine, over HTTP: what `huggingface_hub` asks of the real one to create, fill and read a model.
 
-Strict: a request that it does not know fails, and is remembered in `unknown`. Files ending in `.safetensors` go through
-LFS. It can be told to break a connection in the middle, to gate a repository and to take rights away.
+Strict: a request that it does not know fails, and is remembered in `unknown`. Files ending in `.safetensors` go
+through LFS. It can be told to break a connection in the middle, to gate a repository and to take rights away.
 """
 
 import base64
@@ -67,7 +67,9 @@ class LoopbackHub:
 
     def files(self, repo):
         """The newest content of a repository, without what the Hub puts there."""
-        return {name: content for name, content in self.repositories[repo].commits[-1][1].items() if name != ATTRIBUTES}
+        return {
+            name: content for name, content in self.repositories[repo].commits[-1][1].items() if name != ATTRIBUTES
+        }
 
     def put(self, repo, files, **fields):
         """A repository that is there already."""
@@ -80,8 +82,8 @@ class LoopbackHub:
 class Refusal(Exception):
     """An answer that is no success."""
 
-    def __init__(self, status, code=None, message=None):
-        self.status = status
+    def __init__(self, status, code=None, message=None, **more):
+        self.status, self.more = status, more
         self.headers = {"X-Error-Code": code, "X-Error-Message": message}
 
 
@@ -128,8 +130,10 @@ class Handler(BaseHTTPRequestHandler):
             self.rfile.read(size // 2)
             self.close_connection = True
             return
-        self.body = self.rfile.read(size) if size or "chunked" not in self.headers.get("Transfer-Encoding", "") else (
-            self.chunks()
+        self.body = (
+            self.rfile.read(size)
+            if size or "chunked" not in self.headers.get("Transfer-Encoding", "")
+            else (self.chunks())
         )
         try:
             self.authorize()
@@ -140,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
             hub.unknown.append(request)
             raise Refusal(501)
         except Refusal as refusal:
-            self.answer({"error": str(refusal.headers)}, refusal.status, refusal.headers)
+            self.answer({"error": str(refusal.headers), **refusal.more}, refusal.status, refusal.headers)
 
     do_HEAD = do_POST = do_PUT = do_GET
 
@@ -196,7 +200,7 @@ class Handler(BaseHTTPRequestHandler):
         if not repo.startswith("user/") or self.token != OWNER:
             raise Refusal(403 if self.token else 401, message="You don't have the rights to create a model there")
         if repo in self.server.hub.repositories:
-            raise Refusal(409, message="You already created this model repo")
+            raise Refusal(409, message="You already created this model repo", url=f"{self.server.hub.url}/{repo}")
         made = self.server.hub.repositories[repo] = Repository(private=asked.get("visibility") == "private")
         made.commit({ATTRIBUTES: b"*.safetensors filter=lfs\n"}, "initial commit")
         self.answer({"url": f"{self.server.hub.url}/{repo}"})
@@ -224,8 +228,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def info(self, repo, revision="main"):
         (digest, files), found = self.state(repo, revision), self.repository(repo)
-        siblings = [{"rfilename": name, "size": len(content), **self.digests(name, content)} for name, content in files.items()]
-        self.answer({"id": repo, "modelId": repo, "sha": digest, "private": found.private, "tags": [], "siblings": siblings})
+        siblings = [
+            {"rfilename": name, "size": len(content), **self.digests(name, content)} for name, content in files.items()
+        ]
+        self.answer(
+            {"id": repo, "modelId": repo, "sha": digest, "private": found.private, "tags": [], "siblings": siblings}
+        )
 
     def digests(self, name, content):
         lfs = {"sha256": sha256(content), "size": len(content), "pointerSize": 134}
@@ -291,7 +299,9 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 raise Refusal(501)
         digest = repository.commit(files, head["value"]["summary"])
-        self.answer({"commitOid": digest, "commitUrl": f"{self.server.hub.url}/{repo}/commit/{digest}", "success": True})
+        self.answer(
+            {"commitOid": digest, "commitUrl": f"{self.server.hub.url}/{repo}/commit/{digest}", "success": True}
+        )
 
     def resolve(self, repo, revision, path):
         digest, files = self.state(repo, revision)

@@ -1,6 +1,8 @@
 """Publish, find, load, reuse: against a Hub on this machine, over HTTP, with the real client."""
 
+import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
+import yaml
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard, constants
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer
@@ -47,7 +50,7 @@ def hub(server, tmp_path, monkeypatch):
         "HF_HUB_OFFLINE": False,
         "HF_HUB_DISABLE_XET": True,
         "HF_HUB_DISABLE_TELEMETRY": True,
-        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_CACHE": str(tmp_path / ".cache"),
         "HF_TOKEN_PATH": str(tmp_path / "token"),
     }.items():
         monkeypatch.setattr(constants, name, value)
@@ -139,8 +142,6 @@ def elsewhere(hub, tmp_path):
     """Runs a script in a new process that asks the Hub as a user's would, with a cache of its own."""
 
     def elsewhere(script, *flags, path=None):
-        import os
-
         env = {
             **{name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "PYTHONPATH")},
             "HF_ENDPOINT": hub.url,
@@ -224,7 +225,9 @@ def test_a_card_of_somebodys_own_goes_up_as_it_is(hub, model):
 def test_what_broke_off_is_completed_by_the_same_command(hub, model, capsys, tmp_path, broken):
     hub.break_at(broken)
     sentence = refused(capsys, tmp_path, ["model", "--repo=user/one"], "publish", said_before=len(FILES))
-    assert "user/one cannot be published: the connection to the Hub broke off, or there is none; try again." in sentence
+    assert (
+        "user/one cannot be published: the connection to the Hub broke off, or there is none; try again." in sentence
+    )
     assert not hub.files("user/one")
     hub.break_at(None)
     run("publish", "model", "--repo", "user/one")
@@ -242,7 +245,12 @@ def test_what_broke_off_is_completed_by_the_same_command(hub, model, capsys, tmp
         (OWNER, "user/there", [], "not overwritten unasked, got user/there, which holds 1 files; pass `--overwrite`"),
         (READER, "user/there", ["--overwrite", "--public"], "the token does not give the right to this"),
         (READER, "user/hidden", [], "the token does not give the right to this"),
-        (OWNER, "user/there", ["--overwrite"], "got `--private`, which is the default for user/there, which is public"),
+        (
+            OWNER,
+            "user/there",
+            ["--overwrite"],
+            "got `--private`, which is the default for user/there, which is public",
+        ),
         (OWNER, "user/hidden", ["--overwrite", "--public"], "got `--public` for user/hidden, which is private"),
         (OWNER, "one", [], "`--repo` must be a repository, `user/name`, got 'one'"),
         (OWNER, "user/a b", [], "`--repo` must be a repository, `user/name`, got 'user/a b'"),
@@ -292,7 +300,12 @@ def test_models_that_are_not_published(hub, model, capsys, tmp_path, kind, messa
 @pytest.mark.parametrize(
     ("token", "model_name", "retention", "message"),
     [
-        (OWNER, "stock", "user/cfg@v9", "configuration user/cfg@v9 cannot be used: the repository has no such revision"),
+        (
+            OWNER,
+            "stock",
+            "user/cfg@v9",
+            "configuration user/cfg@v9 cannot be used: the repository has no such revision",
+        ),
         (OWNER, "stock", "user/none", "or it is private and the token does not open it"),
         (READER, "stock", "user/cfg", "or it is private and the token does not open it"),
         (READER, "stock", "user/gated", "access to the repository is gated; ask for it on its page"),
@@ -367,10 +380,17 @@ def test_find_lists_what_fits_a_model(hub, model, capsys):
     capsys.readouterr()
     run("find")
     everything = capsys.readouterr().out
-    assert [line.split()[0] for line in everything.splitlines()] == ["repository", "user/bert", "user/only", "user/albert"]
+    assert [line.split()[0] for line in everything.splitlines()] == [
+        "repository",
+        "user/bert",
+        "user/only",
+        "user/albert",
+    ]
     run("find", "stock")
     fitting = capsys.readouterr().out.splitlines()
-    assert [line.split()[:4] for line in fitting[1:]] == [[f"user/{n}", "bert,", "3", "encoders"] for n in ("bert", "only")]
+    assert [line.split()[:4] for line in fitting[1:]] == [
+        [f"user/{n}", "bert,", "3", "encoders"] for n in ("bert", "only")
+    ]
 
 
 def test_push_to_hub_of_a_model_writes_the_card_and_keeps_one_of_your_own(hub, model, batch, tokenizer):
@@ -410,6 +430,8 @@ def test_a_trainer_pushes_during_training_and_at_the_end(hub, model, batch, toke
         eval_strategy="epoch",
         per_device_train_batch_size=8,
         disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
     )
     train = Dataset.from_list(data)
     trainer = kind(model, args, train_dataset=train, eval_dataset=train, processing_class=tokenizer)
@@ -450,7 +472,9 @@ def trained(tmp_path_factory):
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
         vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
         transformers.BertTokenizer(vocab=vocabulary, model_max_length=64).save_pretrained("minilm-l6")
-        Path("minilm-l6/README.md").write_text("---\nlicense: other\nlicense_name: ours\nlicense_link: L\n---\n# Base\n")
+        Path("minilm-l6/README.md").write_text(
+            "---\nlicense: other\nlicense_name: ours\nlicense_link: L\n---\n# Base\n"
+        )
         rows = [
             {"sentence1": " ".join(WORDS[n % 7 : n % 7 + 5]), "sentence2": f"the {WORDS[n % 3]} film", "label": n % 2}
             for n in range(48)
@@ -523,7 +547,11 @@ def test_train_publishes_at_the_end_and_not_twice(hub, ran, capsys, trained):
 
 
 def test_cards_of_the_committed_runs_are_what_their_reports_say():
-    subprocess.run([sys.executable, ROOT / "model_cards" / "render.py", "--check"], check=True)
+    spec = importlib.util.spec_from_file_location("render", ROOT / "model_cards" / "render.py")
+    render = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(render)
+    assert len(render.cards()) >= 3
+    assert render.main(check=True) == 0
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "model_cards").glob("*-*.md")), ids=lambda path: path.stem)
@@ -543,8 +571,6 @@ def test_a_committed_card_agrees_with_the_results(path):
 
 
 def test_the_card_cites_what_the_citation_file_says():
-    import yaml
-
     paper = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["preferred-citation"]
     template = (ROOT / "src" / "powerbert_hf" / "templates" / "model_card.md").read_text(encoding="utf-8")
     cited = " ".join(template.partition("```bibtex")[2].split())

@@ -153,9 +153,7 @@ def assemble(
     run = run_of(source) if source.is_dir() else None
     weights = model if run is None else run / "final"
     if retention_only:
-        config = load_config(weights)
-        _check_ours(config, weights)
-        facts = known_of(model, config, repo, weights=False)
+        facts = known_of(model, load_config(weights), repo, weights=False)
     else:
         classifier = load_classifier(weights, needs_head=True)
         classifier.to(_dtype(load_config(weights)))
@@ -164,14 +162,6 @@ def assemble(
         load_tokenizer(weights, classifier.config).save_pretrained(folder)
     (folder / RETENTION_FILE).write_text(facts.retention.dumps(), encoding="utf-8")
     (folder / "README.md").write_text(_card(Path(weights), facts), encoding="utf-8")
-
-
-def _check_ours(config: Any, model: Any) -> None:
-    if not hasattr(config, "retention_config"):
-        raise ValueError(
-            f"Only a model with a retention configuration can be published, got a {config.model_type} without one: "
-            f"{model}; find one with `powerbert train` or `powerbert calibrate`."
-        )
 
 
 def _card(model: Path, facts: Facts) -> str:

@@ -100,16 +100,17 @@ class RetentionFile:
         """That of a model.
 
         Args:
-            config: a PoWER configuration in hard mode.
+            config: a PoWER configuration in hard mode; any other is refused.
             more: members that the model does not know.
 
         Raises:
             ValueError: where it eliminates nothing.
         """
-        if config.active_retention_mode != "hard":
+        mode = getattr(config, "active_retention_mode", "off")
+        if mode != "hard":
             raise ValueError(
                 "Only a model that eliminates word-vectors has a retention configuration to publish, got one in mode "
-                f"{config.active_retention_mode!r}; find one with `powerbert train` or `powerbert calibrate`."
+                f"{mode!r}; find one with `powerbert train` or `powerbert calibrate`."
             )
         return cls(
             config.upstream_model_type,
