@@ -128,7 +128,10 @@ def test_tokenizers_that_are_not_the_models(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (options(model="nobody/nothing"), "The configuration of nobody/nothing cannot be used: We couldn't connect"),
+        (
+            options(model="nobody/nothing"),
+            "The configuration of nobody/nothing cannot be used: it is not in the cache, and the Hub",
+        ),
         (options(model="./nothing/here"), "The configuration of ./nothing/here cannot be used: "),
         (
             options(dataset="nyu-mll/glue", subset="mrpc", train_file=None, eval_file=None),

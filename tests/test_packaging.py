@@ -67,7 +67,10 @@ def test_wheel_holds_the_package_and_nothing_else(dist):
     (wheel,) = dist.glob("*.whl")
     assert wheel.name.startswith(f"powerbert_hf-{powerbert_hf.__version__}-")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    package = {path.name for path in (ROOT / "src" / "powerbert_hf").iterdir() if path.is_file()}
+    source = ROOT / "src" / "powerbert_hf"
+    package = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+    package = {name for name in package if "__pycache__" not in name}
+    assert "templates/model_card.md" in package
     assert names == {f"powerbert_hf/{name}" for name in package}
 
 
