@@ -201,7 +201,9 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(403 if self.token else 401, message="You don't have the rights to create a model there")
         if repo in self.server.hub.repositories:
             raise Refusal(409, message="You already created this model repo", url=f"{self.server.hub.url}/{repo}")
-        made = self.server.hub.repositories[repo] = Repository(private=asked.get("visibility") == "private")
+        made = self.server.hub.repositories[repo] = Repository(
+            private=bool(asked.get("visibility") == "private" or asked.get("private"))
+        )
         made.commit({ATTRIBUTES: b"*.safetensors filter=lfs\n"}, "initial commit")
         self.answer({"url": f"{self.server.hub.url}/{repo}"})
 

@@ -54,7 +54,7 @@ def hub(server, tmp_path, monkeypatch):
         "HF_TOKEN_PATH": str(tmp_path / "token"),
     }.items():
         monkeypatch.setattr(constants, name, value)
-    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
     # What breaks off is tried again, without the waiting.
     monkeypatch.setattr(huggingface_hub.utils._http, "time", SimpleNamespace(sleep=lambda seconds: None))
     monkeypatch.setenv("HF_TOKEN", OWNER)
@@ -554,15 +554,15 @@ def test_cards_of_the_committed_runs_are_what_their_reports_say():
     assert render.main(check=True) == 0
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "model_cards").glob("*-*.md")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "model_cards").glob("*[!E].md")), ids=lambda path: path.stem)
 def test_a_committed_card_agrees_with_the_results(path):
     """Its metadata is valid without a network, and its figures stand in `results/`."""
     written = ModelCard.load(path)
     report = json.loads((ROOT / "results" / path.stem / "report.json").read_text(encoding="utf-8"))
     results = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     assert written.data.eval_results[0].metric_value == report["final"]
-    assert written.data.eval_results[0].dataset_split == "validation"
-    assert data_of(report)["id"] == "nyu-mll/glue"
+    assert written.data.eval_results[0].dataset_split == data_of(report)["split"] is not None
+    assert written.data.datasets == [data_of(report)["id"]] != [None]
     assert f"**{100 * report['final']:.2f}** after" in results
     assert f"{report['measured_speedup']:.2f}x" in written.text
     assert f"**{report['measured_speedup']:.2f}x**" in results

@@ -304,11 +304,11 @@ class PoWERTrainer(Trainer):
             loss = loss + self._lambda * penalty / steps
         return (loss, outputs) if return_outputs else loss
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Upstream's, except that a new repository is private unless `hub_private_repo=False` is said."""
-        if private is None:
-            private = self.args.hub_private_repo is not False
-        super().init_hf_repo(token, private)
+        if self.args.hub_private_repo is None:
+            self.args.hub_private_repo = True
+        super().init_hf_repo(*args, **kwargs)
 
     def create_model_card(self, tags: str | list[str] | None = None, **kwargs: Any) -> None:
         """Upstream's metadata on a card that shows the retention configuration; a card of your own stays.
