@@ -55,7 +55,7 @@ class LoopbackHub:
 
     def clear(self):
         self.repositories, self.large, self.requests, self.unknown = {}, {}, [], []
-        self.broken = None
+        self.broken = self.lost = None
 
     def close(self):
         self.server.shutdown()
@@ -64,6 +64,10 @@ class LoopbackHub:
     def break_at(self, request):
         """Close the connection in the middle of every request that this pattern is found in; `None` repairs it."""
         self.broken = request
+
+    def lose(self, request):
+        """Do what every request asks that this pattern is found in, and close the connection without an answer."""
+        self.lost = request
 
     def files(self, repo):
         """The newest content of a repository, without what the Hub puts there."""
@@ -160,6 +164,9 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def answer(self, content, status=200, headers=None):
+        if self.server.hub.lost and re.search(self.server.hub.lost, self.server.hub.requests[-1]):
+            self.close_connection = True
+            return
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Length": len(body), **(headers or {})}.items():

@@ -235,6 +235,22 @@ def test_what_broke_off_is_completed_by_the_same_command(hub, model, capsys, tmp
     assert hub.repositories["user/one"].private
 
 
+def test_what_arrived_unnoticed_is_not_sent_again(hub, model, capsys, tmp_path):
+    """The commit is done, its answer lost."""
+    hub.lose(r"POST .*/commit/")
+    assert "broke off" in refused(capsys, tmp_path, ["model", "--repo=user/one"], "publish", said_before=len(FILES))
+    hub.lose(None)
+    run("publish", "model", "--repo", "user/one")
+    assert "user/one holds all of this already" in capsys.readouterr().out
+    assert len(hub.repositories["user/one"].commits) == 2
+
+
+def test_a_card_of_your_own_that_the_hub_refuses_is_told_why(hub, model, capsys, tmp_path):
+    Path("model/README.md").write_text("---\nlicense: mit\n---\n# My model\n")
+    sentence = refused(capsys, tmp_path, ["model", "--repo=user/one"], "publish", said_before=None)
+    assert "user/one cannot be published: Invalid metadata in README.md. - no tags" in sentence
+
+
 @pytest.mark.parametrize(
     ("token", "repo", "options", "message"),
     [

@@ -20,11 +20,13 @@ import sys
 sys.path[:] = [sys.argv[1], *(path for path in sys.path if path != sys.argv[3])]
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
 import importlib.metadata, powerbert_hf
+from powerbert_hf import card
 from transformers import AutoModelForSequenceClassification
 assert powerbert_hf.__file__.startswith(sys.argv[1]), powerbert_hf.__file__
 assert importlib.metadata.version("powerbert_hf") == powerbert_hf.__version__
 for host in ("bert", "albert"):
     model = AutoModelForSequenceClassification.from_pretrained(f"{sys.argv[2]}/{host}")
+    assert f"user/{host}" in str(card.make_card(card.Facts(f"user/{host}", card.RetentionFile.of(model.config))))
     print(powerbert_hf.__version__, type(model).__name__, model.config.retention_config)
 """
 

@@ -9,6 +9,7 @@ completes what broke off, and has nothing to do where all is there already.
 import hashlib
 import logging
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -265,7 +266,7 @@ def _asking(what: str) -> Iterator[None]:
         elif getattr(getattr(error, "response", None), "status_code", None) == 412:
             reason = "somebody else changed the repository at the same time; look at it, then try again"
         else:
-            reason = hub_reason(error) or " ".join(str(error).split()).rstrip(".")
+            reason = hub_reason(error) or textwrap.shorten(str(error), 300, placeholder=" ...").rstrip(".")
         raise ValueError(f"{what}: {reason}.") from error
 
 

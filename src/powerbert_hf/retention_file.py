@@ -237,8 +237,8 @@ def hub_reason(error: BaseException | None) -> str | None:
         return "the token does not give the right to this; use one that does, or a repository of your own"
     if isinstance(error, OfflineModeIsEnabled):
         return "the Hub is not asked while HF_HUB_OFFLINE is set; unset it"
-    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-        # Which file, whoever asked for it says better.
+    if status == 400 or (isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)):
+        # What was wrong with the request, or which file is not there, whoever asked says better.
         return None
     if isinstance(error, HfHubHTTPError):
         return f"the Hub answers with status {status}; try again later"
