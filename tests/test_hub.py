@@ -212,6 +212,8 @@ def test_a_repository_is_overwritten_when_told_and_holds_nothing_else_then(hub, 
     # The same command has nothing to do.
     run("publish", "model", "--repo", "user/one")
     assert len(there.commits) == 3
+    # But it does not make it public.
+    assert cli.main(["publish", "model", "--repo=user/one", "--public"]) == 2
 
 
 def test_a_card_of_somebodys_own_goes_up_as_it_is(hub, model):
@@ -265,7 +267,7 @@ def test_a_card_of_your_own_that_the_hub_refuses_is_told_why(hub, model, capsys,
             OWNER,
             "user/there",
             ["--overwrite"],
-            "got `--private`, which is the default for user/there, which is public",
+            "got `--private`, the default, for user/there, which is public",
         ),
         (OWNER, "user/hidden", ["--overwrite", "--public"], "got `--public` for user/hidden, which is private"),
         (OWNER, "one", [], "`--repo` must be a repository, `user/name`, got 'one'"),

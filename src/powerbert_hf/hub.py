@@ -196,16 +196,17 @@ def _send(
 ) -> None:
     there = _remote(api, repo)
     if there is not None:
-        if there.files.keys() == files.keys() and all(_is(path, there.files[name]) for name, path in files.items()):
+        same = there.files.keys() == files.keys() and all(_is(path, there.files[name]) for name, path in files.items())
+        if same and there.private != public:
             say(f"{repo} holds all of this already")
             return
-        if there.files and not overwrite:
+        if there.files and not same and not overwrite:
             raise ValueError(
                 f"A repository is not overwritten unasked, got {repo}, which holds {len(there.files)} files; pass "
                 "`--overwrite` to have it hold this instead, or choose another name."
             )
         if there.private == public:
-            was, option = ("private", "`--public`") if public else ("public", "`--private`, which is the default")
+            was, option = ("private", "`--public`") if public else ("public", "`--private`, the default,")
             raise ValueError(
                 f"Whether a repository can be seen is changed on its page, got {option} for {repo}, which is {was}; "
                 f"pass `--{was}` to publish there, or choose another name."
@@ -242,11 +243,11 @@ def _remote(api: HfApi, repo: str) -> Remote | None:
 
 def _is(path: Path, wanted: str) -> bool:
     """Whether a file has the digest that the Hub has of it: git's for a small one, the content's for a large one."""
-    content = path.read_bytes()
     if len(wanted) == 40:
-        content = b"blob %d\0" % len(content) + content
-        return hashlib.sha1(content).hexdigest() == wanted
-    return hashlib.sha256(content).hexdigest() == wanted
+        content = path.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == wanted
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == wanted
 
 
 @contextmanager
