@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-slow test-gpu test-wheel test-lowest conformance lint results format clean
+.PHONY: demo test test-slow test-gpu test-wheel test-lowest conformance lint results cards format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -30,7 +30,7 @@ test-wheel: $(VENV)/.installed  ## builds the wheel, installs it elsewhere, load
 # The dependencies at their lowest declared versions; what these need in turn is the newest that they take.
 $(LOWEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)
-	sed -n 's/^  "\([a-z-]*\)>=\([0-9.]*\).*/\1==\2/p' pyproject.toml > $(LOWEST)/constraints.txt
+	sed -n 's/^  "\([a-z0-9-]*\)>=\([0-9.]*\).*/\1==\2/p' pyproject.toml > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/constraints.txt --editable ".[dev]"
 	touch $@
 
@@ -47,6 +47,9 @@ lint: $(VENV)/.installed  ## style and types
 
 results: $(VENV)/.installed  ## the tables of README.md and results/README.md, from the committed runs
 	$(BIN)/python results/render.py
+
+cards: $(VENV)/.installed  ## model_cards/, from the committed runs
+	$(BIN)/python model_cards/render.py
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -10,6 +10,7 @@ PACKAGE = Path(powerbert_hf.__file__).parent
 # A module may import those before it.
 ORDER = [
     "retention",
+    "retention_file",
     "configuration_powerbert",
     "varlen",
     "packing",
@@ -33,6 +34,8 @@ ORDER = [
     "predict",
     "sensitivity",
     "calibration",
+    "card",
+    "hub",
     "trainer",
     "steps",
     "recipe",

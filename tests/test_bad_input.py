@@ -33,15 +33,17 @@ def content(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts}
 
 
-def refused(capsys, folder, arguments, command="train"):
-    """Run the command, which must refuse; the sentence."""
+def refused(capsys, folder, arguments, command="train", said_before=0):
+    """Run the command, which must refuse; the sentence. Of lines printed before, the number, or `None` for any."""
     before = content(folder)
     capsys.readouterr()
     try:
         status = cli.main([command, *arguments])
     except SystemExit as stop:
         status = stop.code
-    *said, sentence = capsys.readouterr().err.splitlines()
+    printed = capsys.readouterr()
+    *said, sentence = printed.err.splitlines()
+    assert said_before in (None, len(printed.out.splitlines()))
     assert status == 2
     assert sentence.startswith(f"powerbert {command}: ")
     # argparse recalls the usage first.
@@ -126,11 +128,14 @@ def test_tokenizers_that_are_not_the_models(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (options(model="nobody/nothing"), "The configuration of nobody/nothing cannot be used: We couldn't connect"),
+        (
+            options(model="nobody/nothing"),
+            "The configuration of nobody/nothing cannot be used: it is not in the cache, and the Hub",
+        ),
         (options(model="./nothing/here"), "The configuration of ./nothing/here cannot be used: "),
         (
             options(dataset="nyu-mll/glue", subset="mrpc", train_file=None, eval_file=None),
-            "The data set nyu-mll/glue cannot be used: Couldn't reach 'nyu-mll/glue' on the Hub",
+            "The data set nyu-mll/glue cannot be used: the Hub is not asked while HF_HUB_OFFLINE",
         ),
         (options(dataset="model"), "Pass either `--dataset` or `--train-file`"),
         (options(eval_file=None), "`--train-file` needs an `--eval-file`"),

@@ -179,6 +179,13 @@ def test_command_end_to_end(folder, tokenizer, capsys):
     assert found.chosen.retention_config == config["retention_config"]
     torch.testing.assert_close(answers(model, features), answers(ours, features))
     assert not (folder / "fast.partial").exists()
+    capsys.readouterr()
+    assert cli.main(["publish", "fast", "--repo=user/fast", "--dry-run"]) == 0
+    card = capsys.readouterr().out
+    assert (
+        f"{100 * found.chosen.agreement:.2f} % of 65 predictions are those of the model with all word-vectors" in card
+    )
+    assert f"{100 * found.chosen.bound:.2f} %, at 95 % confidence (`powerbert calibrate`, seed 0" in card
 
 
 def test_command_writes_nothing_unless_asked_and_reads_pairs(folder, capsys):

@@ -54,7 +54,7 @@ def test_a_static_selection_keeps_the_same_with_and_without_padding(host, batch)
 
 def test_python_in_readme_compiles_and_names_what_there_is():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         compile(block, "README.md", "exec")
         for names in re.findall(r"from powerbert_hf import (.*)", block):
@@ -71,6 +71,15 @@ def test_commands_in_readme_are_ones_that_the_parser_takes(monkeypatch):
     assert len(calibrations) == 1
     options = arguments.parse_for_model("calibrate", calibrations[0].split(), arguments.CalibrateArguments)
     assert options.texts == "texts.txt"
+    for command, kind, number in (
+        ("publish", arguments.PublishArguments, 3),
+        ("find", arguments.FindArguments, 1),
+        ("apply", arguments.ApplyArguments, 1),
+    ):
+        typed = re.findall(rf"^powerbert {command} (.*?)(?: +#.*)?$", text, flags=re.MULTILINE)
+        assert len(typed) == number
+        for one in typed:
+            arguments.parse_for_model(command, one.split(), kind)
     commands = re.findall(r"^powerbert (train) (.*)$", text, flags=re.MULTILINE)
     assert len(commands) == 2
     taken = []

@@ -20,11 +20,13 @@ import sys
 sys.path[:] = [sys.argv[1], *(path for path in sys.path if path != sys.argv[3])]
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
 import importlib.metadata, powerbert_hf
+from powerbert_hf import card
 from transformers import AutoModelForSequenceClassification
 assert powerbert_hf.__file__.startswith(sys.argv[1]), powerbert_hf.__file__
 assert importlib.metadata.version("powerbert_hf") == powerbert_hf.__version__
 for host in ("bert", "albert"):
     model = AutoModelForSequenceClassification.from_pretrained(f"{sys.argv[2]}/{host}")
+    assert f"user/{host}" in str(card.make_card(card.Facts(f"user/{host}", card.RetentionFile.of(model.config))))
     print(powerbert_hf.__version__, type(model).__name__, model.config.retention_config)
 """
 
@@ -67,7 +69,10 @@ def test_wheel_holds_the_package_and_nothing_else(dist):
     (wheel,) = dist.glob("*.whl")
     assert wheel.name.startswith(f"powerbert_hf-{powerbert_hf.__version__}-")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    package = {path.name for path in (ROOT / "src" / "powerbert_hf").iterdir() if path.is_file()}
+    source = ROOT / "src" / "powerbert_hf"
+    package = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+    package = {name for name in package if "__pycache__" not in name}
+    assert "templates/model_card.md" in package
     assert names == {f"powerbert_hf/{name}" for name in package}
 
 

@@ -206,6 +206,45 @@ class ExportArguments(ModelArguments):
     )
 
 
+@dataclass
+class PublishArguments(ModelArguments):
+    """What goes to the Hub, and who sees it: a model of this package, or the folder of a run."""
+
+    repo: str = field(kw_only=True, metadata={"help": "user/name; a new repository is private."})
+    public: bool = field(default=False, metadata={"help": "For everybody to see."})
+    private: bool = field(default=False, metadata={"help": "The default, said."})
+    with_code: bool = field(
+        default=False, metadata={"help": "The modelling files too, for those without the plugin who trust them."}
+    )
+    retention_only: bool = field(
+        default=False, metadata={"help": "The retention configuration by itself, without weights."}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "A repository that holds something else holds nothing but this afterwards."}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "Show files and card, and send nothing."})
+
+
+@dataclass
+class ApplyArguments(ModelArguments):
+    """Which model gets which retention configuration, and where it goes."""
+
+    retention: str = field(
+        kw_only=True, metadata={"help": "A Hub id, with @ and a revision if need be, a folder or a file."}
+    )
+    output_dir: str = field(kw_only=True, metadata={"help": "A new folder for the model with the configuration."})
+
+
+@dataclass
+class FindArguments:
+    """Which retention configurations to look for on the Hub."""
+
+    model: str | None = field(
+        default=None, metadata={"help": "Hub id or folder: only those that fit this BERT or ALBERT; all if left out."}
+    )
+    limit: int = field(default=20, metadata={"help": "How many, at most."})
+
+
 # Upstream takes any number for these and fails, or trains nothing, when a model has been loaded or even trained.
 _RANGES: dict[str, tuple[float, float, str]] = {
     "per_device_train_batch_size": (1, sys.maxsize, "at least 1"),

@@ -27,10 +27,11 @@ from scipy.stats import binomtest
 from transformers import PreTrainedModel
 
 from .benchmark import Features
-from .checkpoint import load_classifier, load_tokenizer
+from .checkpoint import hub_id, load_classifier, load_tokenizer
 from .cost import predicted_speedup
 from .data import read_texts, tokenize_texts
 from .files import check_free, whole_folder
+from .retention_file import RETENTION_FILE, RetentionFile
 from .sensitivity import check_model, comparison, search_path
 
 logger = logging.getLogger(__name__)
@@ -233,6 +234,19 @@ def calibrate_folder(
         with whole_folder(folder) as partial:
             classifier.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
+            told = RetentionFile.of(
+                classifier.config,
+                base_model=hub_id(model),
+                metric={
+                    "name": "agreement",
+                    "final": found.chosen.agreement,
+                    "bound": found.chosen.bound,
+                    "inputs": found.tested,
+                    "seed": seed,
+                },
+                speedup={"predicted": found.chosen.predicted_speedup},
+            )
+            (partial / RETENTION_FILE).write_text(told.dumps(), encoding="utf-8")
     return found
 
 

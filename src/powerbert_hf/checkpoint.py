@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from datasets.exceptions import DatasetGenerationError
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .modeling_poweralbert import PoWERAlbertForSequenceClassification
 from .modeling_powerbert import PoWERBertForSequenceClassification
+from .retention_file import hub_reason
 
 _CLASSIFIERS: dict[str, type[PreTrainedModel]] = {
     "bert": PoWERBertForSequenceClassification,
@@ -50,12 +52,30 @@ def reading(what: str, remedy: str) -> Iterator[None]:
         # These say where they were; their cause says what was wrong.
         while isinstance(cause, (StrictDataclassError, DatasetGenerationError)) and cause.__cause__:
             cause = cause.__cause__
+        reason = hub_reason(cause)
+        if reason is not None:
+            # Its remedy is in it.
+            raise ValueError(f"{what} cannot be used: {reason}.") from error
         reason = textwrap.shorten(str(cause).partition(". Errors:")[0], 300, placeholder=" ...").rstrip(".")
         if isinstance(cause, LookupError):
             reason = f"{type(cause).__name__} {reason}"
         # A plain one is this package's, or as complete.
         remedy = "" if type(cause) is ValueError else f"; {remedy}"
         raise ValueError(f"{what} cannot be used: {reason}{remedy}.") from error
+
+
+def hub_id(name: str | Path) -> str | None:
+    """The name if it is one of the Hub, or `None` for a path of this machine, which is nobody else's business.
+
+    Example:
+        >>> hub_id("google-bert/bert-base-uncased"), hub_id("../weights/bert"), hub_id("")
+        ('google-bert/bert-base-uncased', None, None)
+    """
+    try:
+        validate_repo_id(str(name))
+    except HFValidationError:
+        return None
+    return None if not name or Path(name).exists() else str(name)
 
 
 def load_config(model: str | Path) -> PreTrainedConfig:

@@ -17,12 +17,15 @@ from typing import Any
 
 from . import __version__
 from .arguments import (
+    ApplyArguments,
     BenchmarkArguments,
     CalibrateArguments,
     DataArguments,
     ExportArguments,
+    FindArguments,
     ModelArguments,
     PredictArguments,
+    PublishArguments,
     RecipeArguments,
     SweepArguments,
     parse,
@@ -44,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "predict": _predict,
         "benchmark": _benchmark,
         "export": _export,
+        "publish": _publish,
+        "find": _find,
+        "apply": _apply,
         "demo": _demo,
     }
     parser = argparse.ArgumentParser(
@@ -59,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluate: measure a model; "
         "calibrate: find a configuration without training; "
         "predict: label the texts of a file; benchmark: time a model against stock; export: to ONNX; "
+        "publish: to the Hub; find: retention configurations there; apply: one to a model; "
         "demo: train on a small generated task",
     )
     known = parser.parse_args(argv[:1])
@@ -140,6 +147,13 @@ def run_training(recipe_args: RecipeArguments, data_args: DataArguments, args: A
     """
     from .report import format_report
 
+    # The final model, by us: not each step, by the `Trainer`.
+    push, args.push_to_hub = args.push_to_hub, False
+    if push:
+        from .hub import check_access, check_repo, publish
+
+        check_repo(args.hub_model_id, "--hub-model-id")
+        check_access(args.hub_model_id, args.hub_token)
     with _training(recipe_args, data_args, args, argv) as data:
         from .recipe import run_recipe
         from .sweep import fastest_within
@@ -151,7 +165,10 @@ def run_training(recipe_args: RecipeArguments, data_args: DataArguments, args: A
             result = run_recipe(recipe_args.model, data, args, **named)
         else:
             result = fastest_within(recipe_args.model, data, args, recipe_args.max_drop, **named)
-    _say(f"\n{format_report(result.report, result.model_dir)}")
+    _say(f"\n{format_report(result.report, result.model_dir)}\n")
+    if push:
+        public = args.hub_private_repo is False
+        publish(args.output_dir, args.hub_model_id, public, token=args.hub_token, say=_say)
 
 
 @contextmanager
@@ -161,7 +178,7 @@ def _training(what: Any, data_args: DataArguments, args: Any, argv: list[str]) -
 
     if args.push_to_hub:
         raise ValueError(
-            f"`powerbert {argv[1]}` publishes nothing, got `--push-to-hub`; load `final/` and call its `push_to_hub`."
+            f"`powerbert {argv[1]}` publishes nothing, got `--push-to-hub`; choose a run, and `powerbert publish` it."
         )
     typed = {"model": asdict(what), "data": asdict(data_args), "training": _settings(args)}
     folder = Path(args.output_dir)
@@ -268,6 +285,35 @@ def _export(argv: list[str]) -> None:
     _say(f"{options.output_dir} holds the model{checked}")
 
 
+def _publish(argv: list[str]) -> None:
+    options = parse_for_model("publish", argv, PublishArguments)
+    if options.public and options.private:
+        raise ValueError("A repository is seen by everybody or not, got `--public` and `--private`; leave one out.")
+    from .hub import publish
+
+    fields = asdict(options)
+    del fields["private"]
+    publish(fields.pop("model"), fields.pop("repo"), **fields, say=_say)
+
+
+def _find(argv: list[str]) -> None:
+    options = parse_for_model("find", argv, FindArguments)
+    from .hub import find_retentions
+    from .report import format_retentions
+
+    _say(format_retentions(list(find_retentions(options.model, options.limit))))
+
+
+def _apply(argv: list[str]) -> None:
+    options = parse_for_model("apply", argv, ApplyArguments)
+    from .hub import apply_folder
+
+    found = apply_folder(options.model, options.retention, options.output_dir)
+    config = " ".join(f"{entry:.3g}" for entry in found.retention_config)
+    _say(f"{options.output_dir} holds the model with retention_config {config} ({found.retention_unit})")
+    _say("how it does on your data, `powerbert evaluate` says; how much faster it is, `powerbert benchmark`")
+
+
 def _demo(argv: list[str]) -> None:
     from .demo import make_demo
 
@@ -287,7 +333,8 @@ def _settings(args: Any) -> dict[str, Any]:
     from .trainer import PoWERTrainingArguments
 
     plain = PoWERTrainingArguments(output_dir=args.output_dir).to_dict()
-    volatile = {"output_dir", "run_name", "hub_token", "disable_tqdm"}
+    volatile = {"output_dir", "run_name", "disable_tqdm"}
+    volatile |= {"push_to_hub", "hub_token", "hub_model_id", "hub_private_repo"}
     return {name: value for name, value in args.to_dict().items() if name not in volatile and plain[name] != value}
 
 

@@ -1,18 +1,23 @@
 # Copyright 2026 The powerbert_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Configurations of PoWER-BERT and PoWER-ALBERT: upstream's, and four fields that say which word-vectors stay."""
+"""Configurations of PoWER-BERT and PoWER-ALBERT: upstream's, and five fields that say which word-vectors stay."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers import AlbertConfig, BertConfig, PreTrainedConfig
 
 from .retention import RetentionMode, RetentionSoftExtract, check_retention_config
+from .retention_file import read_retention
 
 
 @strict
 class RetentionConfig(PreTrainedConfig):
     """The fields that both backbones add to upstream's configuration.
+
+    `from_pretrained` of a configuration or of a model takes `retention` too, in place of `retention_config` and its
+    unit: a configuration by itself, see [`retention_file`].
 
     Args:
         retention_config (`list[int | float]`, *optional*):
@@ -111,6 +116,7 @@ class RetentionConfig(PreTrainedConfig):
         Raises:
             ValueError: for any other backbone.
         """
+        asked = dict(kwargs)
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         found = config_dict.get("model_type", cls.upstream_model_type)
         if found not in (cls.upstream_model_type, cls.model_type):
@@ -118,7 +124,42 @@ class RetentionConfig(PreTrainedConfig):
                 f"{cls.__name__} needs a checkpoint of type {cls.upstream_model_type!r} or {cls.model_type!r}, got "
                 f"{found!r} from {pretrained_model_name_or_path}; choose a BERT or ALBERT checkpoint and its class."
             )
-        return {**config_dict, "model_type": cls.model_type}, kwargs
+        # Here, where it is still known with which token.
+        download = {name: asked[name] for name in ("token", "cache_dir", "local_files_only") if asked.get(name)}
+        return cls._with_retention({**config_dict, "model_type": cls.model_type}, kwargs, download)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """`PreTrainedConfig.from_dict`; the Auto classes bring `retention` here."""
+        config_dict, kwargs = cls._with_retention(config_dict, kwargs, {})
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def _with_retention(
+        cls, config_dict: dict[str, Any], kwargs: dict[str, Any], download: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Both dictionaries, with the configuration that `retention` names in the first and no longer in the second.
+
+        Raises:
+            ValueError: for one that cannot be read or does not fit, or for two.
+        """
+        kwargs = dict(kwargs)
+        source = kwargs.pop("retention", None)
+        if source is None:
+            return config_dict, kwargs
+        if kwargs.get("retention_config") is not None:
+            raise ValueError(
+                f"A model has one retention configuration, got `retention` ({source}) and `retention_config`; leave "
+                "one out."
+            )
+        found = read_retention(source, **download)
+        plain = cls(**{**config_dict, "retention_config": None, "retention_mode": None})
+        found.check_fits(cls.upstream_model_type, plain.num_encoders, source)
+        fields = found.fields
+        if (found.retention_length or 0) > plain.max_position_embeddings:
+            # Only a search asks for it, and this model's would be another.
+            fields["retention_length"] = None
+        return {**config_dict, **fields}, kwargs
 
 
 @strict

@@ -454,6 +454,9 @@ def load_data(options: Any, model: str, seed: int = 42, measure_only: bool = Fal
         options.max_train_samples,
         options.max_eval_samples,
         seed,
-        {name: getattr(options, name) for name in ("dataset", "subset", "task", "train_file", "eval_file")},
+        {
+            **{name: getattr(options, name) for name in ("dataset", "subset", "task", "train_file", "eval_file")},
+            "eval_split": None if options.eval_file or held_out.split is None else str(held_out.split),
+        },
         measure_only,
     )

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
@@ -54,6 +55,11 @@ class RetentionModelMixin(PreTrainedModel):
                 f"{type(self).__name__} needs a {needed}, got a {type(config).__name__}; pass "
                 f"`{needed}(**config.to_dict())`, or none to have it read from the checkpoint."
             )
+        if "retention" in kwargs:
+            raise ValueError(
+                "`retention` is read with the model's configuration, got a `config` beside it; pass it to the "
+                "configuration's `from_pretrained`."
+            )
         # `from_pretrained` sets fields one by one, after the configuration was checked.
         config.validate_retention()
         # Old checkpoints ask for it here, once: upstream's constructors would answer in modules that are replaced.
@@ -91,6 +97,22 @@ class RetentionModelMixin(PreTrainedModel):
     def retention_weights(self) -> nn.Parameter | None:
         """`r` (L, R) in soft mode, else `None`."""
         return self.base_model.encoder.retention_weights
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, **kwargs: Any) -> Any:
+        """Upstream's, with a model card and `retention.json`; a new repository is private unless `private=False`."""
+        return super().push_to_hub(repo_id, private=private is None or private, **kwargs)
+
+    def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Where `push_to_hub` and `save_pretrained(push_to_hub=True)` of transformers 5.23 send what they saved."""
+        try:
+            # Not by an import statement: the file would be sent along with this one, where code is.
+            card = import_module(f"{__package__}.card")
+        except ModuleNotFoundError:
+            # This is such code.
+            pass
+        else:
+            card.add_card(self, working_dir, repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def set_retention(
         self, config: Sequence[int | float] | None, unit: str | None = None, length: int | None = None

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from .benchmark import benchmark, hardware
 from .budget import Budget
-from .checkpoint import load_classifier
+from .checkpoint import hub_id, load_classifier
 from .cost import predicted_speedup, share_kept
 from .data import TaskData
 from .files import whole_folder, write_json
@@ -175,6 +175,8 @@ def search_and_retrain(
     steps = {"base": fine_tuned, "final": final}
     report = {
         "model": model,
+        "base_model": hub_id(model),
+        "backbone": ours.config.upstream_model_type,
         "data": data.source,
         "metric": data.metric,
         "base": fine_tuned["metrics"][data.metric],

@@ -2,9 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run's `report.json` says, as text; what a sweep's says, as text and as a picture."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from .retention_file import RetentionFile
 
 
 def format_report(report: dict[str, Any], model_dir: Path) -> str:
@@ -82,6 +85,36 @@ def format_sweep(found: dict[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
     return "\n".join([*lines, *(f"{name}: {value:.2f}x" for name, value in found["baselines"].items())])
+
+
+def format_retentions(found: Sequence[tuple[str, RetentionFile]]) -> str:
+    """The table of configurations that were found on the Hub.
+
+    Args:
+        found: Hub ids, and what their `retention.json` says.
+
+    Returns:
+        Lines without a last line break.
+    """
+    if not found:
+        return "none found"
+    rows: list[tuple[str, ...]] = [
+        ("repository", "fits", "learned on", "metric", "base", "final", "predicted", "measured")
+    ]
+    for repo, one in found:
+        metric, speedup = one.metric or {}, one.speedup or {}
+        rows.append(
+            (
+                repo,
+                f"{one.backbone}, {one.encoders} encoders",
+                one.task or "",
+                str(metric.get("name", "")),
+                *(f"{metric[name]:.4f}" if name in metric else "" for name in ("base", "final")),
+                *(f"{speedup[name]:.2f}x" if name in speedup else "" for name in ("predicted", "measured")),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def check_matplotlib() -> None:

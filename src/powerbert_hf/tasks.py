@@ -90,6 +90,16 @@ def infer_task(dataset: str | None, subset: str | None) -> str | None:
     return name if name in TASKS else None
 
 
+def hub_source(task: str) -> tuple[str, str | None]:
+    """The Hub id and the configuration of a known task's data set.
+
+    Example:
+        >>> hub_source("mrpc"), hub_source("imdb")
+        (('nyu-mll/glue', 'mrpc'), ('stanfordnlp/imdb', None))
+    """
+    return ("stanfordnlp/imdb", None) if task == "imdb" else ("nyu-mll/glue", task)
+
+
 class ClassificationMetric(evaluate.Metric):
     """`accuracy`, `f1` and `matthews_correlation`, computed with scikit-learn, without the network.
 

@@ -6,17 +6,22 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.modelcard import TrainingSummary
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .agreement import log_probabilities
 from .budget import Budget
+from .card import Facts, is_own, make_card
+from .checkpoint import hub_id
 from .retention import clamp_retention_weights, retention_config_from_mass, retention_mass
+from .retention_file import RETENTION_FILE, RetentionFile
 
 
 @dataclass
@@ -298,6 +303,38 @@ class PoWERTrainer(Trainer):
             self._since_last_log["retention_penalty"].append(penalty.detach())
             loss = loss + self._lambda * penalty / steps
         return (loss, outputs) if return_outputs else loss
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Upstream's, except that a new repository is private unless `hub_private_repo=False` is said."""
+        if self.args.hub_private_repo is None:
+            self.args.hub_private_repo = True
+        super().init_hf_repo(*args, **kwargs)
+
+    def create_model_card(self, tags: str | list[str] | None = None, **kwargs: Any) -> None:
+        """Upstream's metadata on a card that shows the retention configuration; a card of your own stays.
+
+        A model that eliminates nothing has upstream's card.
+
+        Args:
+            tags: see `Trainer.create_model_card`.
+            kwargs: see there; `dataset_tags` and `dataset` name the data where it is not known by itself.
+        """
+        if self.model.config.active_retention_mode != "hard":
+            return super().create_model_card(tags=tags, **kwargs)
+        path = Path(self.args.output_dir, "README.md")
+        if self.is_world_process_zero() and not (path.is_file() and is_own(path.read_text(encoding="utf-8"))):
+            found_by = [tags] if isinstance(tags, str) else list(tags or ())
+            # The name of a folder is nobody's business; an empty one is left out.
+            base = kwargs.pop("finetuned_from", None) or hub_id(self.model.name_or_path) or ""
+            tasks = kwargs.pop("tasks", None) or "text-classification"
+            summary = TrainingSummary.from_trainer(self, tags=found_by, finetuned_from=base, tasks=tasks, **kwargs)
+            retention = RetentionFile.of(self.model.config, base_model=base or None)
+            place = self.hub_model_id or Path(self.args.output_dir).name
+            facts = Facts(
+                place, retention, metadata=summary.create_metadata(), hyperparameters=summary.hyperparameters
+            )
+            path.write_text(str(make_card(facts)), encoding="utf-8")
+            path.with_name(RETENTION_FILE).write_text(retention.dumps(), encoding="utf-8")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Upstream's log, with the parts of the loss and the masses beside the training loss."""

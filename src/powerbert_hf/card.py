@@ -1,0 +1,409 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The model card: metadata and text, filled in from what is known of a model, a run or a configuration by itself."""
+
+import json
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import EntryNotFoundError, HTTPError
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from .checkpoint import hub_id
+from .retention_file import RETENTION_FILE, RetentionFile, read_retention
+from .tasks import TASKS, hub_source
+
+_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+# A card with one of these was written by a program; any other is somebody's own.
+_MARKS = ("<!-- Written by powerbert_hf.", "generated automatically according to", "has been automatically generated")
+# Names of the Hub, where they differ from ours, with what tells them from others of that name.
+_METRICS: dict[str, tuple[str, dict[str, Any]]] = {
+    "pearson": ("pearsonr", {}),
+    "f1_micro": ("f1", {"average": "micro"}),
+    "f1_macro": ("f1", {"average": "macro"}),
+    "subset_accuracy": ("accuracy", {}),
+}
+_CLASSES = {"bert": "PoWERBert", "albert": "PoWERAlbert"}
+# Options of `powerbert train` and `sweep` whose value is a path, or may be one.
+_PATHS = ("--output-dir", "--train-file", "--eval-file", "--plot")
+_NAMES = ("--model", "--dataset")
+_WIDTH = 100
+_BAR = 40
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model or a configuration, and told on its card.
+
+    Args:
+        place: what it is loaded from: a Hub id, or a folder for a card that is not published.
+        retention: its configuration.
+        report: `report.json` of the run that it is from.
+        command: what was typed for this run.
+        base: the name of the model that it was made from, where the configuration does not know a Hub id.
+        license: metadata of the base model's card: `license`, `license_name`, `license_link`.
+        with_code: its modelling files go along.
+        weights: there is a model, not a configuration alone.
+        metadata: of the card, in place of what would follow from the report.
+        hyperparameters: of a training that left no report.
+        tags: beside those that it is always found by.
+    """
+
+    place: str
+    retention: RetentionFile
+    report: dict[str, Any] | None = None
+    command: list[str] | None = None
+    base: str | None = None
+    license: dict[str, Any] | None = None
+    with_code: bool = False
+    weights: bool = True
+    metadata: dict[str, Any] | None = None
+    hyperparameters: dict[str, Any] | None = None
+    tags: tuple[str, ...] = ()
+
+
+def make_card(facts: Facts) -> ModelCard:
+    """The card of a model or of a configuration by itself.
+
+    Args:
+        facts: what is known of it.
+
+    Returns:
+        A card whose metadata has `base_model`, `datasets`, `metrics`, `model-index` and `license` as far as they are
+        known; it says what is not.
+    """
+    report, retention = facts.report, facts.retention
+    data = ModelCardData(**(_metadata(facts) if facts.metadata is None else facts.metadata))
+    data.eval_results = data.eval_results or None
+    found_by = [*(data.tags or []), *facts.tags, *fitting_tags(retention.backbone, retention.encoders)]
+    data.tags = list(dict.fromkeys(found_by if facts.weights else [*found_by, "retention-configuration"]))
+    return ModelCard.from_template(
+        data,
+        template_path=str(_TEMPLATE),
+        facts=facts,
+        title=facts.place.rsplit("/", 1)[-1] if report is None else _title(facts),
+        card_license=data.license_name or data.license,
+        prefix=_CLASSES[retention.backbone],
+        results=data.eval_results or [],
+        report=report,
+        data=None if report is None else data_of(report),
+        kept=None if report is None else report["word_vectors_kept"],
+        share=None if report is None else sum(report["word_vectors_kept"]) / retention.encoders,
+        metric=retention.metric or {},
+        speedup=retention.speedup or {},
+        picture=picture(retention),
+        entries=[f"{entry:.3g}" for entry in retention.retention_config],
+        command=None if facts.command is None else shown_command(facts.command),
+        hyperparameters=facts.hyperparameters or {},
+    )
+
+
+def fitting_tags(backbone: str, encoders: int) -> list[str]:
+    """What a model or a configuration is found by on the Hub: this package, and what it fits.
+
+    Args:
+        backbone: `"bert"` or `"albert"`.
+        encoders: L.
+
+    Example:
+        >>> fitting_tags("bert", 12)
+        ['power-bert', 'bert-12-encoders']
+    """
+    return ["power-bert", f"{backbone}-{encoders}-encoders"]
+
+
+def picture(retention: RetentionFile) -> str:
+    """The configuration as bars, a line an encoder.
+
+    Args:
+        retention: the configuration.
+
+    Example:
+        >>> print(picture(RetentionFile("bert", 2, [1.0, 0.25], "fraction")))
+        encoder 1  ████████████████████████████████████████  100 %
+        encoder 2  ██████████                                 25 %
+    """
+    config = retention.retention_config
+    full = 1.0 if retention.retention_unit == "fraction" else float(max(retention.retention_length or 0, *config))
+    width = len(str(len(config)))
+    lines = []
+    for encoder, entry in enumerate(config, start=1):
+        bar = "█" * max(1, round(_BAR * entry / full))
+        lines.append(f"encoder {encoder:>{width}}  {bar:<{_BAR}}  {_entry(retention, entry):>5}")
+    return "\n".join(lines)
+
+
+def _entry(retention: RetentionFile, entry: float) -> str:
+    return f"{100 * entry:.0f} %" if retention.retention_unit == "fraction" else str(entry)
+
+
+def _title(facts: Facts) -> str:
+    return f"{Path(facts.base or facts.place).name} on {data_of(facts.report or {})['name']}, on fewer word-vectors"
+
+
+def data_of(report: dict[str, Any]) -> dict[str, Any]:
+    """Which data a run is about.
+
+    Args:
+        report: its `report.json`.
+
+    Returns:
+        `id` of the Hub and `config` there, or `None`; a `name` to print, and the `split` that is reported.
+    """
+    data = report["data"]
+    task = data.get("task")
+    if data["dataset"] is None:
+        found, config, name = None, None, Path(data["train_file"]).name
+    else:
+        found, config = hub_id(data["dataset"]), data["subset"]
+        if found is None and task is not None:
+            # A folder that holds a known data set.
+            found, config = hub_source(task)
+        name = task or " ".join(filter(None, (Path(data["dataset"]).name, config)))
+    split = data.get("eval_split") or (Path(data["eval_file"]).name if data.get("eval_file") else None)
+    return {
+        "id": found,
+        "config": config,
+        "name": name,
+        "split": split or (TASKS[task].eval_split if task in TASKS else None),
+    }
+
+
+def results_of(report: dict[str, Any]) -> list[EvalResult]:
+    """The metrics of a run's final model, for the `model-index`.
+
+    Args:
+        report: its `report.json`.
+    """
+    data, seed = data_of(report), report["training"]["seed"]
+    results = []
+    # The one that counts comes first.
+    names = dict.fromkeys([report["metric"], *report["metrics"]["final"]])
+    for name in names:
+        if name == "loss":
+            continue
+        kind, args = _METRICS.get(name, (name, {}))
+        results.append(
+            EvalResult(
+                task_type="text-classification",
+                task_name="Text Classification",
+                dataset_type=data["id"] or data["name"],
+                dataset_name=data["name"],
+                dataset_config=data["config"],
+                dataset_split=data["split"],
+                metric_type=kind,
+                metric_name=name,
+                metric_value=report["metrics"]["final"][name],
+                metric_args={**args, "seed": seed},
+            )
+        )
+    return results
+
+
+def _metadata(facts: Facts) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "base_model": facts.retention.base_model,
+        "library_name": "transformers" if facts.weights else "powerbert_hf",
+        "pipeline_tag": "text-classification" if facts.weights else None,
+        **(facts.license or {}),
+    }
+    if facts.report is not None:
+        results, data = results_of(facts.report), data_of(facts.report)
+        metadata |= {
+            "datasets": [data["id"]] if data["id"] else None,
+            "metrics": list(dict.fromkeys(result.metric_type for result in results)),
+            "model_name": facts.place.rsplit("/", 1)[-1] if hub_id(facts.place) else _title(facts),
+            "eval_results": results,
+        }
+    return metadata
+
+
+def shown_command(typed: list[str]) -> str:
+    """A command as it can be shown to anybody: a file or folder by its name alone, no line wider than 100.
+
+    Args:
+        typed: its words.
+
+    Example:
+        >>> print(shown_command(["powerbert", "train", "--model", "/home/me/bert", "--output-dir=../runs/x"]))
+        powerbert train --model bert --output-dir=runs/x
+    """
+    words, option = [], ""
+    for word in typed:
+        head, equals, value = word.partition("=")
+        if word.startswith("--"):
+            option = head.replace("_", "-")
+            words.append(head + equals + shlex.quote(_shown(option, value)) if equals else head)
+        else:
+            words.append(shlex.quote(_shown(option, word)))
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) > _WIDTH - 3:
+            lines.append(f"  {word}")
+        else:
+            lines[-1] += f" {word}"
+    return " \\\n".join(lines)
+
+
+def _shown(option: str, value: str) -> str:
+    if option == "--output-dir":
+        # Where models are kept is said by its last two folders, the first of which is a habit.
+        return "/".join(("runs", Path(value).name))
+    if option in _PATHS or (option in _NAMES and hub_id(value) is None):
+        return Path(value).name
+    return value
+
+
+def run_of(model: Path) -> Path | None:
+    """The folder of the run that a model is the result of, or `None`.
+
+    Args:
+        model: the folder of a run, or its `final/`.
+    """
+    folder = model.parent if model.name == "final" else model
+    return folder if (folder / "report.json").is_file() and (folder / "final" / "config.json").is_file() else None
+
+
+def known_of(model: str | Path, config: Any, place: str, **more: Any) -> Facts:
+    """What files say of a model.
+
+    Args:
+        model: a Hub id, the folder of a model, or of a run.
+        config: its PoWER configuration, in hard mode.
+        place: see [`Facts`].
+        more: see [`Facts`].
+
+    Raises:
+        ValueError: for a model without a configuration, or a run whose report is of another one.
+    """
+    folder = Path(model)
+    run = run_of(folder) if folder.is_dir() else None
+    if run is not None:
+        return _of_run(run, config, place, more)
+    told = read_retention(folder) if (folder / RETENTION_FILE).is_file() else None
+    retention = RetentionFile.of(config)
+    if told is None or told.retention_config != retention.retention_config:
+        base = hub_id(model)
+        told = replace(retention, base_model=base if base != place else None)
+    return Facts(place, told, base=told.base_model, license=license_of(told.base_model), **more)
+
+
+def add_card(model: PreTrainedModel, folder: str | Path, repo: str) -> None:
+    """Write card and `retention.json` beside what upstream's `push_to_hub` has saved of a model.
+
+    A card of somebody's own stays. The report of a run is told only of the weights that it is of. A model that
+    eliminates nothing has upstream's card.
+
+    Args:
+        model: as it is in memory.
+        folder: goes up.
+        repo: `user/name`.
+    """
+    if model.config.active_retention_mode != "hard":
+        return
+    path = Path(folder, "README.md")
+    more: dict[str, Any] = {}
+    if path.is_file():
+        written = path.read_text(encoding="utf-8")
+        if is_own(written):
+            return
+        more["tags"] = tuple(ModelCard(written, ignore_metadata_errors=True).data.tags or ())
+    source = Path(model.name_or_path)
+    if run_of(source) is not None and _same_weights(model, source):
+        facts = known_of(source, model.config, repo, **more)
+    else:
+        base = hub_id(model.name_or_path) if model.name_or_path != repo else None
+        facts = Facts(repo, RetentionFile.of(model.config, base_model=base), license=license_of(base), **more)
+    path.write_text(str(make_card(facts)), encoding="utf-8")
+    Path(folder, RETENTION_FILE).write_text(facts.retention.dumps(), encoding="utf-8")
+
+
+def _same_weights(model: PreTrainedModel, folder: Path) -> bool:
+    saved = folder / SAFE_WEIGHTS_NAME
+    if not saved.is_file():
+        return False
+    weights, ours = load_file(saved), model.state_dict()
+    return weights.keys() == ours.keys() and all(
+        torch.equal(weight.to(ours[name].dtype), ours[name].cpu()) for name, weight in weights.items()
+    )
+
+
+def _of_run(run: Path, config: Any, place: str, more: dict[str, Any]) -> Facts:
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    if report["retention_config"] != config.retention_config:
+        raise ValueError(
+            f"The report of a run must be of its model, got another retention configuration in {run / 'report.json'}; "
+            "publish a model of your own from a folder of its own."
+        )
+    # A sweep has one for all its runs.
+    records = [folder / "command.json" for folder in (run, run.parent)]
+    typed = next((json.loads(path.read_text(encoding="utf-8"))["typed"] for path in records if path.is_file()), None)
+    return facts_of_report(report, typed, place, license=license_of(report["model"]), **more)
+
+
+def facts_of_report(report: dict[str, Any], typed: list[str] | None, place: str, **more: Any) -> Facts:
+    """What a run's files say.
+
+    Args:
+        report: `report.json`.
+        typed: what `command.json` has.
+        place: see [`Facts`].
+        more: see [`Facts`].
+    """
+    base = report["base_model"] if "base_model" in report else hub_id(report["model"])
+    name, data = base or Path(report["model"]).name, data_of(report)
+    # Reports have not always said it.
+    backbone = report.get("backbone") or ("albert" if "albert" in name.lower() else "bert")
+    retention = RetentionFile(
+        backbone,
+        len(report["retention_config"]),
+        report["retention_config"],
+        report["retention_unit"],
+        report["retention_length"],
+        base_model=base,
+        task=data["name"],
+        metric={
+            "name": report["metric"],
+            "base": report["base"],
+            "final": report["final"],
+            "split": data["split"],
+            "seed": report["training"]["seed"],
+        },
+        speedup={"predicted": report["predicted_speedup"], "measured": report["measured_speedup"]},
+    )
+    return Facts(place, retention, report, typed, name, **more)
+
+
+def license_of(base: str | None) -> dict[str, Any]:
+    """What a base model's card says of its license.
+
+    Args:
+        base: a Hub id or a folder.
+
+    Returns:
+        `license`, with `license_name` and `license_link` where it is none of the usual ones; empty if it is not known.
+    """
+    card = Path(base or "") / "README.md"
+    if not base or (Path(base).is_dir() and not card.is_file()):
+        return {}
+    try:
+        data = ModelCard.load(card if card.is_file() else base, ignore_metadata_errors=True).data
+    except (OSError, ValueError, HTTPError, EntryNotFoundError):
+        return {}
+    names = ("license", "license_name", "license_link")
+    return {name: data.get(name) for name in names if data.get(name)}
+
+
+def is_own(card: str) -> bool:
+    """Whether a card is somebody's own: then it is left as it is.
+
+    Args:
+        card: its text.
+    """
+    return not any(mark in card for mark in _MARKS)
