@@ -90,8 +90,9 @@ def format_explanation(explanation: Explanation, width: int = 100, colour: bool 
             cells = [_cell(word, kept, strong, colour) for word in block]
             lines.append(f"{_DIM}{name}{_PLAIN} {' '.join(cells)}" if colour else f"{name} {' '.join(cells)}".rstrip())
         lines.append("")
-    cut = ", its end cut" if explanation.cut else ""
-    lines.append(f" classifier: {format_answer(explanation.answer)}{cut}")
+    lines.append(f" classifier: {format_answer(explanation.answer)}")
+    if explanation.cut:
+        lines.append(" The end of the text is cut.")
     return "\n".join(lines)
 
 
