@@ -57,9 +57,7 @@ def pages() -> dict[str, str]:
     examples = [
         ExampleChange(**{**one, "explanation": Explanation.from_dict(one["explanation"])}) for one in found["examples"]
     ]
-    changes = Changes(
-        **{**found, "classes": [ClassChange(**one) for one in found["classes"]], "examples": examples}
-    )
+    changes = Changes(**{**found, "classes": [ClassChange(**one) for one in found["classes"]], "examples": examples})
     words = Explanation.from_dict(read("words.json"))
     return {
         "words.html": explanation_page([words], "sst2-minilm-l6"),
