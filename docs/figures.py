@@ -74,6 +74,7 @@ def main() -> int:
     parser.add_argument("--pages", type=Path, help="folder that takes the pages")
     options = parser.parse_args()
     stale = False
+    IMAGES.mkdir(exist_ok=True)
     for path, content in figures().items():
         stale |= not path.is_file() or path.read_text(encoding="utf-8") != content
         if not options.check:
