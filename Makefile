@@ -56,6 +56,7 @@ pages: $(VENV)/.installed  ## the pages in a browser: nothing cut off, contrast,
 	npm install --silent --no-save --prefix .pages playwright-core@1.65.1 axe-core@4.14.1
 	$(BIN)/python docs/figures.py --pages .pages/pages
 	node docs/check_pages.mjs .pages/pages docs/images
+	$(BIN)/python docs/figures.py --shrink docs/images
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -3,7 +3,7 @@
 `words.json` and `survival.json` are of `powerbert inspect --output`, `run/` and `sweep/` of what `powerbert train` and
 `powerbert sweep` leave, `changes.json` what `powerbert report` found between the models of `run/`.
 
-`--check` changes nothing and fails if a figure is not what the files say; `--pages FOLDER` writes the pages.
+`--shrink FOLDER` makes its screenshots small. `--check` changes nothing and fails if a figure is not what the files say; `--pages FOLDER` writes the pages.
 """
 
 import argparse
@@ -72,7 +72,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if a figure is not what the files say")
     parser.add_argument("--pages", type=Path, help="folder that takes the pages")
+    parser.add_argument("--shrink", type=Path, help="folder of screenshots to store with fewer colours")
     options = parser.parse_args()
+    if options.shrink is not None:
+        from PIL import Image
+
+        for path in options.shrink.glob("*.png"):
+            colours = (
+                Image.open(path).convert("RGB").quantize(96, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            )
+            colours.save(path, optimize=True)
+        return 0
     stale = False
     IMAGES.mkdir(exist_ok=True)
     for path, content in figures().items():

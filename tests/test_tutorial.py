@@ -1,10 +1,7 @@
 """Each command of the tutorial runs, in its order, on its own data; a small untrained model stands for BERT-base."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +44,13 @@ def folder(tmp_path_factory):
     return folder
 
 
+# A reader of `datasets` leaves a csv file open that it has not read to its end.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize(("language", "command"), list(commands()))
 def test_tutorial(language, command, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     if language == "python":
-        subprocess.run([sys.executable, "-c", command], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        exec(compile(command, "tutorial.md", "exec"), {})
         return
     program, name, *words = shlex.split(command)
     if program == "pip":

@@ -121,9 +121,13 @@ def draw_sweep(found: dict[str, Any]) -> Canvas:
         canvas.text(x, y - 11, f"{run['measured_speedup']:.2f}x", "ink", font_size=12, text_anchor="middle")
     canvas.add("circle", "mark", cx=64.0, cy=plot + 16, r=5.0)
     canvas.text(80, plot + 20, "ours, re-trained to each configuration", "ink", font_size=12)
+    at, low = -math.inf, base
     for number, (name, speed) in enumerate(found["baselines"].items(), start=1):
         key = plot + 16 + number * line_height
-        for x, y in ((x_at(speed), base), (64.0, key)):
+        # Of two that would cover each other, one goes below the line.
+        low = low + 17 if abs(x_at(speed) - at) < 16 else base
+        at = x_at(speed)
+        for x, y in ((at, low), (64.0, key)):
             canvas.add("circle", "warm", cx=x, cy=y, r=7.0)
             canvas.text(x, y + 4, str(number), "paper", font_size=11, text_anchor="middle", font_weight="bold")
         canvas.text(80, key + 4, name, "ink", font_size=12)
