@@ -3,7 +3,8 @@
 `words.json` and `survival.json` are of `powerbert inspect --output`, `run/` and `sweep/` of what `powerbert train` and
 `powerbert sweep` leave, `changes.json` what `powerbert report` found between the models of `run/`.
 
-`--shrink FOLDER` makes its screenshots small. `--check` changes nothing and fails if a figure is not what the files say; `--pages FOLDER` writes the pages.
+`--check` changes nothing and fails if a figure is not what the files say. `--pages FOLDER` writes the pages, and
+`--shrink FOLDER` makes their screenshots small.
 """
 
 import argparse
