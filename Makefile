@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-slow test-gpu test-wheel test-lowest conformance lint results cards format clean
+.PHONY: demo test test-slow test-gpu test-wheel test-lowest conformance lint results cards figures pages format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -51,9 +51,19 @@ results: $(VENV)/.installed  ## the tables of README.md and results/README.md, f
 cards: $(VENV)/.installed  ## model_cards/, from the committed runs
 	$(BIN)/python model_cards/render.py
 
+figures: $(VENV)/.installed  ## the figures of README.md, from docs/figures/
+	$(BIN)/python docs/figures.py
+
+# Needs Chromium (CHROMIUM names it; /usr/bin/chromium if unset), node and npm.
+pages: $(VENV)/.installed  ## the pages in a browser: nothing cut off, contrast, no request; screenshots in docs/images/
+	npm install --silent --no-save --prefix .pages playwright-core@1.65.1 axe-core@4.14.1
+	$(BIN)/python docs/figures.py --pages .pages/pages
+	node docs/check_pages.mjs .pages/pages docs/images
+	$(BIN)/python docs/figures.py --shrink docs/images
+
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(LOWEST) dist
+	rm -rf $(VENV) $(LOWEST) .pages dist

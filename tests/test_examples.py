@@ -31,6 +31,9 @@ def test_example_runs(example, tmp_path):
     if example.stem == "selection_ablation":
         assert list(json.loads((out / "ablation.json").read_text())) == ["significance", "first", "random"]
         return
+    if example.stem == "own_csv":
+        assert "<!DOCTYPE html>" in (out / "report.html").read_text(encoding="utf-8")
+        out = out / "final"
     model = AutoModelForSequenceClassification.from_pretrained(out)
     assert isinstance(model, powerbert_hf.PoWERBertForSequenceClassification)
     assert model.config.active_retention_mode == "hard"

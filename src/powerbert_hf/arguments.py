@@ -4,9 +4,11 @@
 
 import difflib
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 # Arguments of a training that the recipe sets in place of upstream's defaults.
@@ -196,6 +198,39 @@ class CalibrateArguments(ModelArguments):
 
 
 @dataclass
+class InspectArguments(ModelArguments):
+    """Whose words to look at: those of one text or pair, or of a file of texts."""
+
+    text: str | None = field(default=None, metadata={"help": "A text; may follow the model without a name."})
+    second_text: str | None = field(default=None, metadata={"help": "Of a pair; may follow the text without a name."})
+    texts: str | None = field(default=None, metadata={"help": "Or a file: txt with one a line, csv, jsonl, ..."})
+    text_columns: list[str] | None = field(default=None, metadata={"help": "Of the file: one column, or two."})
+    inputs: int = field(default=2048, metadata={"help": "How many texts of the file, at most, drawn by the seed."})
+    max_length: int | None = field(default=None, metadata={"help": "Truncate inputs to this many word-pieces."})
+    batch_size: int = field(default=32, metadata={"help": "Inputs that the model reads at once."})
+    seed: int = field(default=0, metadata={"help": "Of the draw."})
+    output: str | None = field(
+        default=None,
+        metadata={"help": "A page (html), the data (json) or, of a text, a picture (svg, png), in place of text."},
+    )
+    width: int | None = field(default=None, metadata={"help": "Columns of text; those of the terminal if left out."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an output that is there already."})
+
+
+@dataclass
+class ReportArguments:
+    """Of which run, and where to."""
+
+    run: str = field(metadata={"help": "The `--output-dir` of a `powerbert train` or `powerbert sweep`."})
+    output: str | None = field(default=None, metadata={"help": "html; `report.html` in the run if left out."})
+    examples: bool = field(default=True, metadata={"help": "Show texts whose prediction changed."})
+    measure: bool = field(
+        default=False, metadata={"help": "Time the models again, against all baselines, which may take minutes."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace an output that is there already."})
+
+
+@dataclass
 class ExportArguments(ModelArguments):
     """What to write, and where."""
 
@@ -325,13 +360,14 @@ def settle_training(what: Any, args: Any) -> None:
         args.distillation = _DISTILLATION
 
 
-def parse_for_model(command: str, argv: Sequence[str], kind: type) -> Any:
-    """Parse the options of a command that trains nothing; the model is the one argument that needs no name.
+def parse_for_model(command: str, argv: Sequence[str], kind: type, unnamed: Sequence[str] = ("model",)) -> Any:
+    """Parse the options of a command that trains nothing; few arguments, such as the model, need no name.
 
     Args:
         command: its name, for messages.
         argv: what was typed after it.
         kind: a dataclass of options, such as [`PredictArguments`].
+        unnamed: fields of it that may come first without a name.
 
     Returns:
         An instance of it.
@@ -341,14 +377,24 @@ def parse_for_model(command: str, argv: Sequence[str], kind: type) -> Any:
     """
     from transformers import HfArgumentParser
 
-    usage = f"powerbert {command} MODEL [options]"
+    usage = f"powerbert {command} {' '.join(name.upper() for name in unnamed)} [options]"
     parser = HfArgumentParser(kind, prog=f"powerbert {command}", usage=usage, allow_abbrev=False)
-    return _parse_all(parser, with_model_named(argv))[0]
+    return _parse_all(parser, with_names(argv, unnamed))[0]
 
 
-def with_model_named(argv: Sequence[str]) -> list[str]:
-    """The model may come first, without a name; everything else has one."""
-    return ["--model", *argv] if argv and not argv[0].startswith("-") else list(argv)
+def with_names(argv: Sequence[str], names: Sequence[str] = ("model",)) -> list[str]:
+    """What comes first without a name, the model above all, gets it; everything else has one.
+
+    Example:
+        >>> with_names(["my/model", "- a text", "--width=80"], ("model", "text", "second_text"))
+        ['--model=my/model', '--text=- a text', '--width=80']
+    """
+    leading = list(takewhile(lambda word: not re.match(r"--?\w", word), argv))
+    if len(leading) > len(names):
+        raise ValueError(
+            f"{', '.join(names)} may be given without a name, got {len(leading)} words; put a text into quotes."
+        )
+    return [*(f"--{name}={word}" for name, word in zip(names, leading, strict=False)), *argv[len(leading) :]]
 
 
 def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: bool = False) -> tuple[Any, ...]:

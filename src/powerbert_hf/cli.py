@@ -23,16 +23,18 @@ from .arguments import (
     DataArguments,
     ExportArguments,
     FindArguments,
+    InspectArguments,
     ModelArguments,
     PredictArguments,
     PublishArguments,
     RecipeArguments,
+    ReportArguments,
     SweepArguments,
     parse,
     parse_for_model,
     settle,
     settle_training,
-    with_model_named,
+    with_names,
 )
 
 
@@ -45,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluate": _evaluate,
         "calibrate": _calibrate,
         "predict": _predict,
+        "inspect": _inspect,
+        "report": _report,
         "benchmark": _benchmark,
         "export": _export,
         "publish": _publish,
@@ -64,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="train: fine-tune, search the configuration, re-train; sweep: the same for several speed-ups; "
         "evaluate: measure a model; "
         "calibrate: find a configuration without training; "
-        "predict: label the texts of a file; benchmark: time a model against stock; export: to ONNX; "
+        "predict: label the texts of a file; inspect: show which words survive; report: a page of a run or sweep; "
+        "benchmark: time a model against stock; export: to ONNX; "
         "publish: to the Hub; find: retention configurations there; apply: one to a model; "
         "demo: train on a small generated task",
     )
@@ -96,12 +101,14 @@ def _train(argv: list[str]) -> None:
 
 
 def _sweep(argv: list[str]) -> None:
-    from .report import check_matplotlib, format_sweep, plot_sweep
+    from .charts import draw_sweep
+    from .drawing import check_picture, save_picture
+    from .report import format_sweep
 
     sweep_args, data_args, args = _parse_training("sweep", argv, SweepArguments)
     settle_training(sweep_args, args)
     if sweep_args.plot is not None:
-        check_matplotlib()
+        check_picture(sweep_args.plot)
     with _training(sweep_args, data_args, args, ["powerbert", "sweep", *argv]) as data:
         from .sweep import sweep
 
@@ -116,7 +123,7 @@ def _sweep(argv: list[str]) -> None:
         )
     _say(f"\n{format_sweep(found)}")
     if sweep_args.plot is not None:
-        plot_sweep(found, sweep_args.plot)
+        save_picture(draw_sweep(found), sweep_args.plot)
 
 
 def _parse_training(command: str, argv: list[str], kind: type) -> tuple[Any, ...]:
@@ -203,7 +210,7 @@ def _evaluate(argv: list[str]) -> None:
     from .trainer import PoWERTrainingArguments
 
     kinds = [ModelArguments, DataArguments, PoWERTrainingArguments]
-    model_args, data_args, args = parse("evaluate", with_model_named(argv), kinds)
+    model_args, data_args, args = parse("evaluate", with_names(argv), kinds)
     if data_args.dataset is None and data_args.train_file is None:
         # Files to measure on need no training split.
         if data_args.eval_file is None:
@@ -258,6 +265,33 @@ def _predict(argv: list[str]) -> None:
     fields = {**asdict(options), **columns}
     rows = predict_file(fields.pop("model"), fields.pop("input"), fields.pop("output"), **fields)
     _say(f"{rows} rows answered in {options.output}")
+
+
+def _inspect(argv: list[str]) -> None:
+    options = parse_for_model("inspect", argv, InspectArguments, ("model", "text", "second_text"))
+    from .files import check_new
+    from .looking import inspect_model
+
+    if options.output is not None:
+        check_new(Path(options.output), options.overwrite)
+    _quiet_datasets()
+    options.text_columns = _names(options.text_columns)
+    shown = inspect_model(options, colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+    _say(f"{options.output} holds what survives" if shown is None else shown)
+
+
+def _report(argv: list[str]) -> None:
+    options = parse_for_model("report", argv, ReportArguments, ("run",))
+    from .files import check_new
+    from .looking import report_run
+
+    output = Path(options.output or Path(options.run) / "report.html")
+    if output.suffix.lower() != ".html":
+        raise ValueError(f"A report must end in .html, got {output}; choose another name.")
+    check_new(output, options.overwrite)
+    _quiet_datasets()
+    report_run(Path(options.run), output, options.examples, options.measure, _say)
+    _say(f"{output} holds the report")
 
 
 def _calibrate(argv: list[str]) -> None:

@@ -35,6 +35,7 @@ class TaskData:
         train: columns `input_ids`, ..., `labels`, `length`.
         tune: rows of the training split that are not trained on: configurations are chosen by them.
         eval: sorted by length; its result is reported and nothing is chosen by it.
+        eval_texts: the texts of these rows, in their columns.
         tokenizer: what made them.
         metric: the metric that counts.
         problem_type: as in a model's configuration.
@@ -48,6 +49,7 @@ class TaskData:
     train: Dataset
     tune: Dataset
     eval: Dataset
+    eval_texts: Dataset
     tokenizer: PreTrainedTokenizerBase
     metric: str
     problem_type: str
@@ -405,10 +407,12 @@ def prepare_data(
             "%d of %d inputs fill or exceed %d word-pieces and are cut there", cut, sum(map(len, splits)), limit
         )
     known = METRICS[problem_type]
+    by_length = np.argsort(reported["length"], kind="stable")
     return TaskData(
         train=trained_on,
         tune=tuned_on,
-        eval=reported.select(np.argsort(reported["length"], kind="stable")),
+        eval=reported.select(by_length),
+        eval_texts=held_out.select_columns(texts).select(np.sort(wanted[-1][2])[by_length]),
         tokenizer=tokenizer,
         metric=task.metric if task and task.metric in known else known[0],
         problem_type=problem_type,

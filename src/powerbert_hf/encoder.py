@@ -149,6 +149,22 @@ class RankingAttentionMixin:
             order = rank(received, kept.mask)
         return context.reshape(*queried.shape[:-1], -1).contiguous(), weights, order
 
+    def significance_of(self, hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What `attend` ranks by, for whoever wants to look at it.
+
+        Args:
+            hidden_states: (B, T, D), what the encoder receives.
+            mask: (B, T), true where real; `None` if all are.
+
+        Returns:
+            (B, T), see `retention.significance`.
+        """
+        query, key = (
+            projection(hidden_states).unflatten(-1, (-1, self.attention_head_size)).transpose(1, 2)
+            for projection in (self.query, self.key)
+        )
+        return significance(query, key, mask, self.scaling)
+
     def attend_packed(self, hidden_states: Tensor, packed: Packed, rule: Rule) -> tuple[Tensor, None, Tensor | None]:
         """The same for packed word-vectors (1, S, D), without gradient: context of those that stay, and their rows."""
         states = hidden_states[0]

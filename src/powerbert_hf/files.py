@@ -69,6 +69,22 @@ def check_free(folder: Path) -> None:
         raise ValueError(f"{folder} holds something else; choose another `--output-dir`, or empty it.")
 
 
+def check_new(path: Path, overwrite: bool = False) -> None:
+    """Make sure that a file can be written, before the work that fills it is done.
+
+    Args:
+        path: its name.
+        overwrite: a file that has it may be replaced.
+
+    Raises:
+        ValueError: where something has this name, or where there is no folder for it.
+    """
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise ValueError(f"{path} is there already; choose another output, or pass `--overwrite`.")
+    if not path.parent.is_dir():
+        raise ValueError(f"There is no folder {path.parent} for the output; make it, or choose another.")
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a file that is either complete or not there.
 

@@ -18,7 +18,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from .checkpoint import load_classifier, load_tokenizer, reading
 from .data import REPAIR, choose_texts, file_reader, input_limit
-from .files import whole_file
+from .files import check_new, whole_file
 
 Row = dict[str, Any]
 # Rows that tell which columns hold texts.
@@ -56,7 +56,7 @@ def predict(
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     model.eval()
-    collate, answer = DataCollatorWithPadding(tokenizer), _answer_for(model.config)
+    collate, answer = DataCollatorWithPadding(tokenizer), answer_for(model.config)
     rest, done, parts, limit = iter(texts), 0, 0, None
     while part := list(islice(rest, window)):
         parts = parts or _parts(part[0])
@@ -69,7 +69,7 @@ def predict(
         columns = [part] if parts == 1 else [list(column) for column in zip(*part, strict=True)]
         encoded = tokenizer(*columns, truncation=True, max_length=limit)
         features = [{name: values[row] for name, values in encoded.items()} for row in range(len(part))]
-        yield from map(answer, _logits(model, features, collate, batch_size, bf16))
+        yield from map(answer, logits_of(model, features, collate, batch_size, bf16))
         done += len(part)
 
 
@@ -108,10 +108,7 @@ def predict_file(
     source, target = Path(source), Path(target)
     if target.suffix.lower() not in _WRITERS:
         raise ValueError(f"The output must end in {' or '.join(_WRITERS)}, got {target}; choose another name.")
-    if target.is_dir() or (target.exists() and not overwrite):
-        raise ValueError(f"{target} is there already; choose another output, or pass `--overwrite`.")
-    if not target.parent.is_dir():
-        raise ValueError(f"There is no folder {target.parent} for the output; make it, or choose another.")
+    check_new(target, overwrite)
     head, rows = _open_rows(str(source))
     texts, kept = _choose_columns(head, text_columns, keep_columns or ())
     classifier = load_classifier(model, needs_head=True)
@@ -138,14 +135,25 @@ def _parts(text: Any) -> int:
 
 
 @torch.inference_mode()
-def _logits(
+def logits_of(
     model: PreTrainedModel,
     features: Sequence[Row],
     collate: Callable[[list[Row]], Any],
     batch_size: int,
-    bf16: bool,
+    bf16: bool = False,
 ) -> Tensor:
-    """(N, labels) in float32 on the CPU, in the order of the features."""
+    """What a model says of tokenised inputs.
+
+    Args:
+        model: a classifier, in evaluation mode.
+        features: N inputs, unpadded.
+        collate: makes a batch of some.
+        batch_size: inputs that the model reads at once.
+        bf16: compute in bfloat16.
+
+    Returns:
+        (N, labels) in float32 on the CPU, in the order of the features.
+    """
     order = sorted(range(len(features)), key=lambda row: len(features[row]["input_ids"]))
     logits = []
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
@@ -155,8 +163,15 @@ def _logits(
     return torch.cat(logits).float().cpu()[torch.tensor(order).argsort()]
 
 
-def _answer_for(config: Any) -> Callable[[Tensor], Row]:
-    """What a row of logits says, see [`predict`]."""
+def answer_for(config: Any) -> Callable[[Tensor], Row]:
+    """What a row of logits says, see [`predict`].
+
+    Args:
+        config: the model's.
+
+    Returns:
+        A function of (labels,) logits.
+    """
     names = [config.id2label[number] for number in range(config.num_labels)]
 
     def several(logits: Tensor) -> Row:

@@ -1,8 +1,10 @@
 # Copyright 2026 The powerbert_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a run's `report.json` says, as text; what a sweep's says, as text and as a picture."""
+"""What a run and a sweep have left in their folders: read again, and told as text."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -127,30 +129,58 @@ def check_matplotlib() -> None:
         raise ImportError("`--plot` needs matplotlib, got none; run `pip install 'powerbert_hf[plot]'`.")
 
 
-def plot_sweep(found: dict[str, Any], path: str) -> None:
-    """Draw the metric against the measured speed-up, with the baselines, which have the fine-tuned model's metric.
+@dataclass(frozen=True)
+class Run:
+    """What a run has left in its folder.
 
     Args:
-        found: the content of `sweep.json`.
-        path: of the picture; its ending is the format.
+        folder: of the run.
+        base: the folder of the fine-tuned model, which the runs of a sweep share.
+        report: the content of `report.json`.
+        steps: what each step has left in its `step.json`, by its name, in their order.
+        arguments: what was typed, as the options of `arguments`.
+        command: what was typed.
     """
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    runs = sorted(found["runs"], key=lambda run: run["measured_speedup"])
-    axes.plot([run["measured_speedup"] for run in runs], [run["final"] for run in runs], "o-", label="ours")
-    for run in runs:
-        axes.annotate(
-            f"{run['training']['speedup']:g}x",
-            (run["measured_speedup"], run["final"]),
-            textcoords="offset points",
-            xytext=(5, 5),
-        )
-    for marker, (name, speedup) in zip("sD^v", found["baselines"].items(), strict=False):
-        axes.plot(speedup, found["base"], marker, color="grey", label=name)
-    axes.set_xlabel("measured speed-up over stock, sorted by length")
-    axes.set_ylabel(found["metric"])
-    axes.set_title(f"{found['model']} on {found['hardware']['processor']}", fontsize="small")
-    axes.legend(fontsize="small", frameon=False)
-    figure.savefig(path)
+    folder: Path
+    base: Path
+    report: dict[str, Any]
+    steps: dict[str, dict[str, Any]]
+    arguments: dict[str, Any]
+    command: list[str]
+
+
+def read_run(folder: Path) -> Run:
+    """Read what `powerbert train`, or one speed-up of `powerbert sweep`, has left in a folder.
+
+    Args:
+        folder: with a `report.json`.
+
+    Raises:
+        ValueError: where it is not a finished run, or has been changed.
+    """
+    report = read_json(folder / "report.json")
+    inner = folder / f"speedup-{report['training']['speedup']:g}" if "max_drop" in report else folder
+    above = folder if (folder / "command.json").is_file() else folder.parent
+    folders = {"fine_tuned": above / "fine_tuned", "searched": inner / "searched", "final": folder / "final"}
+    command = read_json(above / "command.json")
+    steps = {name: read_json(step / "step.json") for name, step in folders.items()}
+    return Run(folder, folders["fine_tuned"], report, steps, command["arguments"], command["typed"])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a finished run has written.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ValueError: where it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"A finished run must have a {path.name} that can be read, got none in {path.parent}; pass the "
+            "`--output-dir` of a `powerbert train` or `sweep` that has ended."
+        ) from error

@@ -4,7 +4,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,9 @@ class PoWERTrainer(Trainer):
     """`Trainer` for any mode. In soft mode it adds the penalty, trains the retention weights and logs the masses.
 
     In any other mode it is `Trainer`. The logs of soft mode hold, besides `loss`: `task_loss` and `retention_penalty`,
-    averaged since the last log, the penalty without lambda, and `retention_mass_1` to `retention_mass_L`.
+    averaged since the last log, the penalty without lambda, `retention_mass_1` to `retention_mass_L`, and
+    `predicted_speedup`, that of the configuration which these masses stand for, where there are lengths to predict it
+    on. They reach TensorBoard, trackio and W&B as any scalar that `Trainer` logs.
 
     Args:
         args: for `Trainer`.
@@ -197,6 +199,7 @@ class PoWERTrainer(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._budget: Budget | None = None
+        self._predicted: Callable[[list[float]], float] | None = None
         self.teacher: PreTrainedModel | None = None
         if teacher is not None and self.args.distillation:
             self.teacher = teacher.to(self.args.device).eval()
@@ -211,10 +214,13 @@ class PoWERTrainer(Trainer):
             )
         if self.args.speedup is None:
             self.add_callback(ClampRetentionWeights())
+            if lengths is not None:
+                self._predicted = Budget(self.model.config, None, lengths).predicted
         else:
             self._budget = Budget(
                 self.model.config, self.args.speedup, self._lengths() if lengths is None else lengths
             )
+            self._predicted = self._budget.predicted
             self.add_callback(HoldBudget(self._budget))
 
     @property
@@ -344,6 +350,9 @@ class PoWERTrainer(Trainer):
                 # Over all processes, as the loss is.
                 logs[name] = self.accelerator.reduce(torch.stack(values).mean(), reduction="mean").item()
             self._since_last_log.clear()
-            for encoder, mass in enumerate(retention_mass(weights.detach()).tolist(), start=1):
+            masses = retention_mass(weights.detach()).tolist()
+            for encoder, mass in enumerate(masses, start=1):
                 logs[f"retention_mass_{encoder}"] = mass
+            if self._predicted is not None and all(map(math.isfinite, masses)):
+                logs["predicted_speedup"] = self._predicted(masses)
         super().log(logs, start_time)

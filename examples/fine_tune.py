@@ -1,0 +1,62 @@
+"""A faster classifier with `Trainer`, from the first step to the last, in thirty lines.
+
+    python examples/fine_tune.py --model bert-base-uncased --train-file train.csv --output-dir faster
+
+The csv file has the columns `text` and `label`. `--smoke` takes a few steps on generated texts.
+"""
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import load_dataset
+from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments
+
+from powerbert_hf import PoWERBertForSequenceClassification, PoWERTrainer, PoWERTrainingArguments
+from powerbert_hf.demo import make_demo
+
+
+@dataclass
+class Options:
+    """What to train, on what."""
+
+    model: str = field(default="bert-base-uncased", metadata={"help": "Hub id or folder of a BERT checkpoint."})
+    train_file: str | None = field(default=None, metadata={"help": "csv file with the columns text and label."})
+    output_dir: str = field(default="faster", metadata={"help": "Takes the faster model."})
+    epochs: float = field(default=3.0, metadata={"help": "Of each of the three steps."})
+    smoke: bool = field(default=False, metadata={"help": "A few steps on generated texts."})
+
+
+def main(options: Options) -> None:
+    """Fine-tune, search the configuration, re-train."""
+    if options.smoke:
+        inputs = dict(option.lstrip("-").split("=") for option in make_demo(Path(tempfile.mkdtemp()) / "demo"))
+        options.model, options.train_file, options.epochs = inputs["model"], inputs["eval-file"], 0.03
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    data = load_dataset("csv", data_files=options.train_file, split="train").class_encode_column("label")
+    names = data.features["label"].names
+    data = data.map(lambda row: tokenizer(row["text"], truncation=True), remove_columns="text")
+    longest = max(len(ids) for ids in data["input_ids"])
+
+    def train(model: PoWERBertForSequenceClassification, kind: type, arguments: type, **more: float) -> Trainer:
+        folder = tempfile.mkdtemp()
+        args = arguments(folder, num_train_epochs=options.epochs, save_strategy="no", learning_rate=5e-5, **more)
+        trainer = kind(model, args, train_dataset=data, processing_class=tokenizer)
+        trainer.train()
+        return trainer
+
+    model = PoWERBertForSequenceClassification.from_pretrained(options.model, id2label=dict(enumerate(names)))
+    train(model, Trainer, TrainingArguments)
+
+    model.save_pretrained(options.output_dir)
+    soft = {"retention_mode": "soft", "retention_soft_extract": "hide", "retention_unit": "fraction"}
+    model = PoWERBertForSequenceClassification.from_pretrained(options.output_dir, retention_length=longest, **soft)
+    model.set_retention(train(model, PoWERTrainer, PoWERTrainingArguments, speedup=2.0).retention_config)
+
+    train(model, Trainer, TrainingArguments)
+    model.save_pretrained(options.output_dir)
+    tokenizer.save_pretrained(options.output_dir)
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(Options).parse_args_into_dataclasses()[0])

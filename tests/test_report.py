@@ -1,0 +1,204 @@
+"""Pages of runs and sweeps, and what they say changed; README's figures are what their files say."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from powerbert_hf import PoWERTrainer, PoWERTrainingArguments, cli
+from powerbert_hf.changes import find_changes
+from powerbert_hf.charts import Curve, draw_configuration, draw_curves, draw_sweep
+from powerbert_hf.cost import predicted_speedup
+from powerbert_hf.data import prepare_data
+from powerbert_hf.pages import run_curves, run_page, sweep_page
+from powerbert_hf.predict import logits_of
+from powerbert_hf.report import read_run
+
+ROOT = Path(__file__).parent.parent
+FIGURES = ROOT / "docs" / "figures"
+
+
+@pytest.fixture
+def compared(host, rows, own_tokenizer):
+    """Two models that differ in what they keep, their data, and what changed."""
+    data = Dataset.from_list(rows)
+    before, after = host.make(), host.make(retention_config=[0.6, 0.3, 0.1], retention_unit="fraction")
+    task = prepare_data(data, data, own_tokenizer, before.config, measure_only=True)
+    features = task.eval.select_columns(["input_ids", "attention_mask"]).to_list()
+    logits = logits_of(before, features, task.collator, 8)
+    for model in (before, after):
+        vars(model.config).update(task.label_fields)
+        # Half of the rows are on either side of the boundary, so that some cross it.
+        model.classifier.bias.data[0] -= (logits[:, 0] - logits[:, 1]).quantile(0.47)
+    return before, after, task, find_changes(before, after, task, examples=3)
+
+
+def test_what_changed_is_counted_class_by_class_and_shown_with_its_text(compared, rows, own_tokenizer):
+    before, after, task, changes = compared
+    answers = {}
+    for name, model in (("before", before), ("after", after)):
+        with torch.no_grad():
+            logits = [model(**own_tokenizer(row["text"], return_tensors="pt")).logits[0] for row in rows]
+        answers[name] = [task.label_names[int(one.argmax())] for one in logits]
+    changed = [n for n in range(len(rows)) if answers["before"][n] != answers["after"][n]]
+    assert changed
+    assert (changes.rows, changes.changed) == (64, len(changed))
+    for one in changes.classes:
+        mine = [n for n, row in enumerate(rows) if row["label"] == one.name]
+        assert one.rows == len(mine)
+        assert one.right_before == sum(answers["before"][n] == one.name for n in mine)
+        assert one.right_after == sum(answers["after"][n] == one.name for n in mine)
+    for one in changes.examples:
+        text = " ".join(word.text for word in one.explanation.words if word.part == "first")
+        n = [row["text"] for row in rows].index(text)
+        assert n in changed
+        assert (one.before["label"], one.explanation.answer["label"]) == (answers["before"][n], answers["after"][n])
+        assert one.label == rows[n]["label"]
+        assert (one.right_before, one.right_after) == (
+            answers["before"][n] == one.label,
+            answers["after"][n] == one.label,
+        )
+
+
+@pytest.mark.parametrize("kind", ["regression", "several labels"])
+def test_what_changed_of_other_kinds_of_tasks(host, rows, own_tokenizer, kind):
+    for n, row in enumerate(rows):
+        row["label"] = float(n) / 7 if kind == "regression" else [["a"], ["a", "b"], ["b"]][n % 3]
+    data = Dataset.from_list(rows)
+    labels = {"num_labels": 1} if kind == "regression" else {"num_labels": 2}
+    before = host.make(**labels)
+    after = host.make(retention_config=[0.6, 0.3, 0.1], retention_unit="fraction", **labels)
+    task = prepare_data(data, data, own_tokenizer, before.config, measure_only=True)
+    for model in (before, after):
+        vars(model.config).update(task.label_fields)
+    changes = find_changes(before, after, task, examples=4)
+    assert len(changes.examples) == 4 or kind != "regression"
+    if kind == "regression":
+        assert (changes.changed, changes.classes) == (None, [])
+        moved = [abs(one.before["value"] - one.explanation.answer["value"]) for one in changes.examples]
+        assert moved == sorted(moved, reverse=True)
+    else:
+        assert [(one.name, one.rows) for one in changes.classes] == [("a", 43), ("b", 42)]
+    page = run_page(read_run(FIGURES / "run"), changes)
+    assert "What changed" in page
+
+
+def test_the_page_of_a_run_says_what_its_files_say(compared):
+    run = read_run(FIGURES / "run")
+    page = run_page(run, compared[3])
+    report = run.report
+    for said in (
+        f"{100 * report['final']:.2f}",
+        f"{100 * report['base']:.2f}",
+        f"{report['measured_speedup']:.2f}x",
+        f"{report['timing']['seconds_stock']:.3g}",
+        *(f"{share:.0%}" for share in report["word_vectors_kept"]),
+        *(f"{mass:.1f}" for mass in report["masses"]),
+        f"{compared[3].changed} of 64 predictions",
+    ):
+        assert said in page
+    assert page.count("<svg") == len(run_curves(run)) + 1
+    without = run_page(run, dataclasses.replace(compared[3], examples=[]))
+    assert "Words dropped" in page
+    assert "Words dropped" not in without
+
+
+def test_curves_hold_the_logs_and_the_speed_up_where_it_was_logged():
+    run = read_run(FIGURES / "run")
+    captions = [caption for caption, _ in run_curves(run)]
+    assert captions[:2] == ["Task loss of each step", "What the search leaves each encoder"]
+    for row in run.steps["searched"]["history"]:
+        row["predicted_speedup"] = 1.5
+    assert len(run_curves(run)) > len([caption for caption in captions if "speed-up" not in caption])
+    for step in run.steps.values():
+        step["history"] = []
+    assert run_curves(run) == []
+
+
+def test_a_run_whose_data_are_gone_says_so_and_shows_the_rest(tmp_path, capsys):
+    shutil.copytree(FIGURES / "run", tmp_path / "run")
+    assert cli.main(["report", str(tmp_path / "run")]) == 0
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "What changed cannot be shown" in page
+    assert "Three steps" in page
+    assert cli.main(["report", str(tmp_path / "run")]) == 2
+    assert "pass `--overwrite`" in capsys.readouterr().err
+    (tmp_path / "run" / "searched" / "step.json").unlink()
+    assert cli.main(["report", str(tmp_path / "run"), "--overwrite"]) == 2
+    assert "A finished run must have a step.json" in capsys.readouterr().err
+
+
+def test_the_page_of_a_sweep_shows_each_run_and_each_baseline(tmp_path):
+    shutil.copytree(FIGURES / "sweep", tmp_path / "sweep")
+    assert cli.main(["report", str(tmp_path / "sweep")]) == 0
+    page = (tmp_path / "sweep" / "report.html").read_text(encoding="utf-8")
+    found = json.loads((FIGURES / "sweep" / "sweep.json").read_text())
+    assert page == sweep_page(found)
+    for run in found["runs"]:
+        assert f"{run['measured_speedup']:.2f}x" in page
+    for name in found["baselines"]:
+        assert page.count(name) >= 2
+
+
+def test_pictures_are_well_formed_and_stay_inside():
+    sweep = json.loads((FIGURES / "sweep" / "sweep.json").read_text())
+    one = {**sweep, "runs": sweep["runs"][:1]}
+    shown = [
+        draw_configuration([1.0, 0.5, 0.01], [1.0, 0.4, 0.01], [9, 5, 1]),
+        draw_configuration([0.5]),
+        draw_curves([Curve(f"encoder {n}", [1, 2, 3], [1.0, 0.5, 0.5]) for n in range(12)], "t", "x", "y"),
+        draw_curves([Curve("one", [1], [0.0])], "t", "x", "y"),
+        draw_sweep(sweep),
+        draw_sweep(one),
+    ]
+    for canvas in shown:
+        for element in ElementTree.fromstring(canvas.file()).iter():
+            for name, most in (("x", canvas.width), ("cx", canvas.width), ("y", canvas.height), ("cy", canvas.height)):
+                assert 0 <= float(element.get(name, 0)) <= most
+
+
+def test_readmes_figures_are_what_their_files_say():
+    subprocess.run([sys.executable, str(ROOT / "docs" / "figures.py"), "--check"], check=True)
+
+
+@pytest.mark.parametrize("goal", [{"speedup": 1.5}, {"retention_lambda": 1e-3}])
+def test_masses_and_speed_up_reach_the_trackers_as_scalars(host, rows, own_tokenizer, tmp_path, goal):
+    """`on_log` is where those of TensorBoard, trackio and W&B listen."""
+    logged = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs, **kwargs):
+            logged.append(dict(logs))
+
+    data = Dataset.from_list([{**own_tokenizer(row["text"]), "labels": n % 2} for n, row in enumerate(rows)])
+    lengths = [len(ids) for ids in data["input_ids"]]
+    soft = host.make(
+        retention_mode="soft",
+        retention_soft_extract="hide" if "speedup" in goal else "multiply",
+        retention_unit="fraction",
+        retention_length=max(lengths),
+    )
+    args = PoWERTrainingArguments(
+        str(tmp_path), max_steps=4, logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, **goal
+    )
+    trainer = PoWERTrainer(
+        soft, args, train_dataset=data, processing_class=own_tokenizer, lengths=lengths, callbacks=[Tracker()]
+    )
+    trainer.train()
+    steps = [logs for logs in logged if "loss" in logs]
+    assert len(steps) == 4
+    for logs in steps:
+        names = {"task_loss", "retention_penalty", "predicted_speedup", *(f"retention_mass_{n}" for n in (1, 2, 3))}
+        assert all(type(logs[name]) is float for name in names)
+    soft.set_retention(trainer.retention_config)
+    reached = predicted_speedup(soft.config, torch.tensor(lengths))
+    assert steps[-1]["predicted_speedup"] == pytest.approx(reached, rel=0.15)
+    assert steps[-1]["predicted_speedup"] >= steps[0]["predicted_speedup"]

@@ -1,0 +1,67 @@
+"""Each command of the tutorial runs, in its order, on its own data; a small untrained model stands for BERT-base."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import BertTokenizer
+
+from powerbert_hf import cli
+from powerbert_hf.demo import make_reviews
+
+TUTORIAL = Path(__file__).parent.parent / "docs" / "tutorial.md"
+BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", TUTORIAL.read_text(encoding="utf-8"), flags=re.DOTALL)
+# Small enough for a test, and no word of it changes what the tutorial says.
+SMALL = ["--max-train-samples=64", "--max-eval-samples=32", "--max-steps=4", "--disable-tqdm=true"]
+NOT_YET = {"publish": "powerbert publish arrives with the Hub"}
+
+
+def commands():
+    """Language, and what is run of it."""
+    for language, block in BLOCKS:
+        if language == "python":
+            yield language, block
+        else:
+            yield from ((language, line) for line in block.replace("\\\n", " ").splitlines())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where all of them run; `bert-base-uncased` is a folder here, with a tokenizer that knows the reviews."""
+    from conftest import SMALL as sizes
+    from conftest import Host
+
+    folder = tmp_path_factory.mktemp("tutorial")
+    words = sorted({word for text, _ in make_reviews(1500, np.random.default_rng(0)) for word in text.split()})
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    host = Host("bert")
+    host.fields = {**sizes, "vocab_size": len(words) + 5, "max_position_embeddings": 128}
+    host.make_stock("stock_base").save_pretrained(folder / "bert-base-uncased")
+    vocab = {word: n for n, word in enumerate([*special, *words])}
+    BertTokenizer(vocab=vocab, model_max_length=128).save_pretrained(folder / "bert-base-uncased")
+    return folder
+
+
+# A reader of `datasets` leaves a csv file open that it has not read to its end.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize(("language", "command"), list(commands()))
+def test_tutorial(language, command, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    if language == "python":
+        exec(compile(command, "tutorial.md", "exec"), {})
+        return
+    program, name, *words = shlex.split(command)
+    if program == "pip":
+        assert words == ["powerbert_hf"]
+        return
+    assert program == "powerbert"
+    if name in NOT_YET:
+        pytest.skip(NOT_YET[name])
+    assert cli.main([name, *words, *(SMALL if name in ("train", "sweep") else [])]) == 0, capsys.readouterr().err
+
+
+def test_tutorial_leaves_what_it_says(folder):
+    for path in ("runs/reviews/report.html", "words.html", "sweep.html", "curve.svg", "answers.csv"):
+        assert (folder / path).stat().st_size > 100
