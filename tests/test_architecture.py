@@ -31,6 +31,7 @@ ORDER = [
     "labels",
     "data",
     "predict",
+    "shards",
     "sensitivity",
     "calibration",
     "trainer",

@@ -155,11 +155,26 @@ class BenchmarkArguments(ModelArguments):
 class PredictArguments(ModelArguments):
     """What to ask a model, and where its answers go."""
 
-    input: str = field(
-        kw_only=True, metadata={"help": "txt (a text a line), csv, tsv, json, jsonl, parquet or arrow."}
+    input: list[str] = field(
+        kw_only=True,
+        metadata={
+            "help": "A file: txt (a text a line), csv, tsv, json, jsonl, parquet or arrow; or several, a folder of "
+            "them, a pattern such as 'rows/*.csv'."
+        },
     )
     output: str = field(
-        kw_only=True, metadata={"help": "csv or jsonl: a row for each row of the input, in its order."}
+        kw_only=True,
+        metadata={
+            "help": "csv or jsonl: a row for each row of the input, in its order; or a folder, which gets a file for "
+            "each file. There what is done is not done again."
+        },
+    )
+    rejected: str | None = field(
+        default=None,
+        metadata={
+            "help": "csv or jsonl that takes, with number and reason, the rows that are missing, empty, not text or, "
+            "without --max-length, over-long; of a folder it is the folder `rejected` in it."
+        },
     )
     text_columns: list[str] | None = field(
         default=None, metadata={"help": "One column, or two for pairs; a single column of texts is found by itself."}

@@ -9,9 +9,11 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -234,13 +236,29 @@ def _benchmark(argv: list[str]) -> None:
 
 def _predict(argv: list[str]) -> None:
     options = parse_for_model("predict", argv, PredictArguments)
-    from .predict import predict_file
+    from .predict import FilePredictor, predict_file
+    from .shards import find_shards, predict_shards
 
     _quiet_datasets()
     columns = {name: _names(getattr(options, name)) for name in ("text_columns", "keep_columns")}
     fields = {**asdict(options), **columns}
-    rows = predict_file(fields.pop("model"), fields.pop("input"), fields.pop("output"), **fields)
-    _say(f"{rows} rows answered in {options.output}")
+    model, inputs, output = (fields.pop(name) for name in ("model", "input", "output"))
+    if Path(output).suffix and not Path(output).is_dir() and not output.endswith("/"):
+        if len(inputs) > 1 or Path(inputs[0]).is_dir() or (has_magic(inputs[0]) and not Path(inputs[0]).exists()):
+            raise ValueError(f"Several files need a folder for the output, got {output}; leave out its ending.")
+        done = predict_file(model, inputs[0], output, **fields)
+        aside = f", {done.rejected} rejected in {options.rejected}" if done.rejected else ""
+        _say(f"{done.rows} rows answered in {output}{aside}")
+        return
+    if fields.pop("rejected") is not None or fields.pop("overwrite"):
+        raise ValueError("`--rejected` and `--overwrite` are for an output that is one file; leave them out.")
+    shards = find_shards(inputs, output)
+    # What makes other answers; where the rows are may change from day to day.
+    typed = {"model": model, **{name: fields[name] for name in (*columns, "max_length", "bf16")}}
+    folder = Path(output)
+    if not _check_folder(folder, typed, "--output"):
+        _write_command(folder, ["powerbert", "predict", *argv], typed)
+    predict_shards(shards, lambda: FilePredictor(model, **fields), _say)
 
 
 def _calibrate(argv: list[str]) -> None:
@@ -316,30 +334,27 @@ def _sole_use(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: where another command is running in it.
     """
+    from .files import InUse, take
+
     folder.mkdir(parents=True, exist_ok=True)
     if sys.platform == "win32":
         yield
         return
-    import fcntl
-
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            take(descriptor, folder)
+        except InUse:
             raise ValueError(
                 f"One command at a time can use an `--output-dir`, got a second one for {folder}; wait for the "
                 "other, or choose another folder."
             ) from None
-        except OSError:
-            # Some network file systems lock no folders.
-            pass
         yield
     finally:
         os.close(descriptor)
 
 
-def _check_folder(folder: Path, typed: dict[str, Any]) -> bool:
+def _check_folder(folder: Path, typed: dict[str, Any], option: str = "--output-dir") -> bool:
     """Whether the folder holds this very run already.
 
     Raises:
@@ -356,15 +371,15 @@ def _check_folder(folder: Path, typed: dict[str, Any]) -> bool:
         if earlier["arguments"] == json.loads(json.dumps(typed)):
             return True
         raise ValueError(
-            f"{folder} holds the run of another command ({' '.join(earlier['typed'])}); choose another "
-            "`--output-dir`, or remove it."
+            f"{folder} holds the run of another command ({' '.join(earlier['typed'])}); choose another `{option}`, or "
+            "remove it."
         )
-    check_free(folder)
+    check_free(folder, option)
     return False
 
 
 def _write_command(folder: Path, argv: list[str], typed: dict[str, Any]) -> None:
-    from .files import write_json
+    from .files import InUse, write_json
 
     folder.mkdir(parents=True, exist_ok=True)
     # A token is nobody else's business.
@@ -372,7 +387,12 @@ def _write_command(folder: Path, argv: list[str], typed: dict[str, Any]) -> None
     for place in range(1, len(shown)):
         if re.fullmatch(r"--\w*[-_]token", shown[place - 1]):
             shown[place] = "..."
-    write_json(folder / "command.json", {"typed": shown, "arguments": typed, "version": __version__})
+    while True:
+        try:
+            return write_json(folder / "command.json", {"typed": shown, "arguments": typed, "version": __version__})
+        except InUse:
+            # Another process of this very command is at it.
+            time.sleep(0.05)
 
 
 if __name__ == "__main__":

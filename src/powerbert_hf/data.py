@@ -20,7 +20,7 @@ from .tasks import METRICS, TASKS, ClassificationMetric, MultiLabelMetric, Regre
 logger = logging.getLogger(__name__)
 
 # Readers of `datasets`, by the ending of a file's name.
-_READERS = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet", "arrow": "arrow"}
+READERS = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet", "arrow": "arrow"}
 # The tuning split: a tenth of the training rows, no more than these.
 _TUNING_ROWS = 2000
 # What to do with a file that cannot be read.
@@ -148,7 +148,7 @@ def file_reader(path: str, more: Mapping[str, str] | None = None) -> tuple[str, 
     Raises:
         ValueError: where there is no such file, or no reader for it.
     """
-    readers = {**_READERS, **(more or {})}
+    readers = {**READERS, **(more or {})}
     ending = Path(path).suffix.lstrip(".").lower()
     if not Path(path).is_file():
         raise ValueError(f"There is no file {path}; check the path.")
