@@ -343,6 +343,7 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
         ValueError: for an option that there is not, or a value that cannot be trained with.
     """
     import torch
+    from accelerate.utils import get_cpu_distributed_information
     from transformers import HfArgumentParser
 
     from .tasks import TASKS, infer_task
@@ -357,6 +358,9 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
         raise ValueError(f"`--task` must be one of {', '.join(TASKS)}, got {task!r}; leave it out for your own data.")
     parser = HfArgumentParser(kinds, **named)
     defaults = {**_TRAINING_DEFAULTS, **(TASKS[task].hyperparameters if task else {})}
+    # Where nothing is typed, a step takes as many rows in several processes as in one.
+    rows, processes = defaults["per_device_train_batch_size"], get_cpu_distributed_information().world_size
+    defaults["per_device_train_batch_size"] = max(1, rows // max(1, processes))
     # Upstream wants both to be said on a machine without an accelerator: the one for `--bf16`, the other not to warn.
     accelerated = torch.accelerator.is_available()
     parser.set_defaults(**defaults, task=task, use_cpu=not accelerated, dataloader_pin_memory=accelerated)

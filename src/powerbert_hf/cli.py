@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from glob import has_magic
 from pathlib import Path
@@ -33,6 +33,7 @@ from .arguments import (
     settle_training,
     with_model_named,
 )
+from .stopping import Terminated, on_sigterm
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,19 +68,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("powerbert_hf").setLevel(logging.INFO)
     try:
-        commands[known.command](argv[1:])
+        with on_sigterm(_terminate):
+            commands[known.command](argv[1:])
     except (ValueError, OSError, ImportError) as error:
         # Of these families is whatever a user's input can cause; anything else is a bug, and shows where.
         print(f"powerbert {known.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"powerbert {known.command}: interrupted; the same command goes on with a training", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "interrupted; the same command goes on with a training, or with answers in a folder"
+        print(f"powerbert {known.command}: {said}", file=sys.stderr)
+        return getattr(stop, "status", 130)
+    except RuntimeError as error:
+        from .processes import MainProcessFailed
+
+        if not isinstance(error, MainProcessFailed):
+            raise
+        return 2
     return 0
 
 
+def _terminate() -> None:
+    raise Terminated("terminated; the same command goes on with a training, or with answers in a folder")
+
+
 def _say(line: str) -> None:
-    print(line, flush=True)
+    from .processes import is_main
+
+    if is_main():
+        print(line, flush=True)
 
 
 def _train(argv: list[str]) -> None:
@@ -117,13 +133,6 @@ def _sweep(argv: list[str]) -> None:
 def _parse_training(command: str, argv: list[str], kind: type) -> tuple[Any, ...]:
     from .trainer import PoWERTrainingArguments
 
-    # Of every launcher; asked before upstream's arguments join the other processes.
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes != "1":
-        raise ValueError(
-            f"`powerbert {command}` must run in one process, got {processes}; start it without `torchrun` or "
-            "`accelerate launch`."
-        )
     return parse(command, argv, [kind, DataArguments, PoWERTrainingArguments], require_output=True)
 
 
@@ -159,6 +168,7 @@ def run_training(recipe_args: RecipeArguments, data_args: DataArguments, args: A
 @contextmanager
 def _training(what: Any, data_args: DataArguments, args: Any, argv: list[str]) -> Iterator[Any]:
     """The data of a training that may begin, or go on, in its folder, which nobody else uses meanwhile."""
+    from .processes import on_main, others_needed
     from .steps import check_model
 
     if args.push_to_hub:
@@ -166,16 +176,26 @@ def _training(what: Any, data_args: DataArguments, args: Any, argv: list[str]) -
             f"`powerbert {argv[1]}` publishes nothing, got `--push-to-hub`; load `final/` and call its `push_to_hub`."
         )
     typed = {"model": asdict(what), "data": asdict(data_args), "training": _settings(args)}
+    if args.world_size > 1:
+        typed["processes"] = args.world_size
     folder = Path(args.output_dir)
-    going_on = _check_folder(folder, typed)
-    data = _load_data(data_args, what.model, args.seed)
-    if not going_on:
-        check_model(what.model, data, what.fine_tuned)
-    with _sole_use(folder):
+    with ExitStack() as held:
+        held.enter_context(others_needed())
+        going_on = on_main(lambda: _check_folder(folder, typed))
+        # Tokenised once a machine: the other processes read what the first one has left in the cache.
+        with args.main_process_first(desc="reading the data"):
+            data = _load_data(data_args, what.model, args.seed)
+        if not going_on:
+            check_model(what.model, data, what.fine_tuned)
+
+        def begin() -> None:
+            held.enter_context(_sole_use(folder))
+            if not going_on:
+                _write_command(folder, argv, typed)
+
+        on_main(begin)
         if going_on:
             _say(f"going on with the run in {folder}")
-        else:
-            _write_command(folder, argv, typed)
         yield data
 
 

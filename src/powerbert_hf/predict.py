@@ -117,7 +117,7 @@ class FilePredictor:
         bf16: bool = False,
     ) -> None:
         self.text_columns, self.keep_columns = text_columns, keep_columns or ()
-        self.options = {"batch_size": batch_size, "window": window, "max_length": max_length, "bf16": bf16}
+        self.options: dict[str, Any] = {"batch_size": batch_size, "window": window, "max_length": max_length, "bf16": bf16}
         self.classifier = load_classifier(model, needs_head=True)
         self.tokenizer = load_tokenizer(model, self.classifier.config)
         self.classifier.to(_device())
@@ -239,7 +239,7 @@ def _refuse(texts: Sequence[Any], found: Sequence[Row | None], parts: int, befor
 
 def _reason(text: Any, parts: int, no_empty: bool) -> Row | None:
     """Why a text cannot be answered, as far as can be said before it is tokenised."""
-    pieces = [text] if parts == 1 else text if isinstance(text, (tuple, list)) else [None]
+    pieces: Sequence[Any] = [text] if parts == 1 else text if isinstance(text, (tuple, list)) else [None]
     if all(isinstance(piece, str) for piece in pieces) and _parts(text) == parts:
         if no_empty and not any(piece.strip() for piece in pieces):
             return {"reason": "empty", "found": shortened(text)}
