@@ -117,7 +117,12 @@ class FilePredictor:
         bf16: bool = False,
     ) -> None:
         self.text_columns, self.keep_columns = text_columns, keep_columns or ()
-        self.options: dict[str, Any] = {"batch_size": batch_size, "window": window, "max_length": max_length, "bf16": bf16}
+        self.options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "window": window,
+            "max_length": max_length,
+            "bf16": bf16,
+        }
         self.classifier = load_classifier(model, needs_head=True)
         self.tokenizer = load_tokenizer(model, self.classifier.config)
         self.classifier.to(_device())
