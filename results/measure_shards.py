@@ -1,4 +1,4 @@
-"""A million generated rows in 20 files through `powerbert predict` in two processes, undisturbed and killed three times.
+"""A million generated rows in 20 files through `powerbert predict` in two processes, undisturbed and thrice killed.
 
     powerbert demo && python results/measure_shards.py --model runs/demo/final
 

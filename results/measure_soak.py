@@ -1,12 +1,14 @@
-"""Predictions with random lengths and batch sizes in one process, for an hour: memory, and the same answers at the end.
+"""An hour of predictions with random lengths and batch sizes in one process: memory, and the same answers at the end.
 
     powerbert demo && python results/measure_soak.py --model runs/demo/final
 
-Writes `soak.json`: memory every 30 seconds, and whether 100 texts are answered at the end as they were at the start.
+Writes `soak.json`: memory every 30 seconds, and whether 100 texts are answered then as they were at the start. As in
+`powerbert predict`, oneDNN keeps 64 programs; by default it keeps 1,024, and memory grows until there are as many.
 """
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from powerbert_hf.benchmark import hardware
 from powerbert_hf.checkpoint import load_classifier, load_tokenizer
 from powerbert_hf.predict import predict
 
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 KEPT, EVERY, WARM = 100, 30.0, 300.0
 
 
@@ -36,20 +39,23 @@ def main(model: Path, minutes: float, output: Path) -> None:
     first = list(predict(classifier, tokenizer, kept))
     process, begun, predictions, calls = psutil.Process(), time.monotonic(), 0, 0
     curve: list[dict[str, float]] = []
+    same = True
     while (now := time.monotonic() - begun) < 60 * minutes:
         if now >= EVERY * len(curve):
             memory = process.memory_info().rss / 2**20
             curve.append({"seconds": round(now, 1), "megabytes": round(memory, 1), "predictions": predictions})
-            write(output, classifier, model, minutes, curve, calls)
+            same &= list(predict(classifier, tokenizer, kept)) == first
+            write(output, classifier, model, minutes, curve, calls, same)
         texts = texts_of(rng, words, int(rng.integers(1, 200)), longest)
         batch_size = int(rng.integers(1, 65))
         answered = sum(1 for _ in predict(classifier, tokenizer, texts, batch_size=batch_size))
         predictions, calls = predictions + answered, calls + 1
-    write(output, classifier, model, minutes, curve, calls, same=list(predict(classifier, tokenizer, kept)) == first)
+    same &= list(predict(classifier, tokenizer, kept)) == first
+    write(output, classifier, model, minutes, curve, calls, same)
 
 
 def write(
-    output: Path, classifier: torch.nn.Module, model: Path, minutes: float, curve: list, calls: int, **more: bool
+    output: Path, classifier: torch.nn.Module, model: Path, minutes: float, curve: list, calls: int, same: bool
 ) -> None:
     """What was found up to now; the trend is that of a straight line through the curve after a warm-up."""
     warm = [one for one in curve if one["seconds"] >= WARM]
@@ -64,7 +70,8 @@ def write(
         "calls": calls,
         "megabytes_an_hour": trend,
         "retention_config": classifier.config.retention_config,
-        **more,
+        "same_answers": same,
+        "programs_kept": os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"],
         "hardware": hardware(),
         "curve": curve,
     }

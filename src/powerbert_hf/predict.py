@@ -4,6 +4,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from .files import whole_file
 Row = dict[str, Any]
 # Readers of `datasets` for files that hold nothing but texts, by ending.
 TEXT_FILES = {"txt": "text"}
+# That oneDNN may keep, see below.
+_PROGRAMS = "64"
 # Rows that tell which columns hold texts.
 _HEAD = 100
 
