@@ -32,6 +32,7 @@ ORDER = [
     "lengths",
     "labels",
     "data",
+    "streaming",
     "predict",
     "shards",
     "sensitivity",

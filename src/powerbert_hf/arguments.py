@@ -49,6 +49,11 @@ class DataArguments:
     max_length: int | None = field(default=None, metadata={"help": "Truncate inputs to this many word-pieces."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Draw this many training rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Draw this many rows to report on."})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read training rows while they are trained on, for --max-steps steps; nothing is cached."},
+    )
+    num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise; for millions of rows."})
 
 
 @dataclass
@@ -299,6 +304,27 @@ def settle_training(what: Any, args: Any) -> None:
         raise ValueError("A sweep takes `--speedups`, got `--speedup` or `--retention-lambda`; leave it out.")
     if args.distillation is None:
         args.distillation = _DISTILLATION
+
+
+def settle_stream(data_args: DataArguments, args: Any) -> None:
+    """What follows for a training whose rows are a stream: nobody knows how many there are.
+
+    Args:
+        data_args: which data.
+        args: `PoWERTrainingArguments`; changed.
+
+    Raises:
+        ValueError: without a number of steps, or with options that need to know all rows.
+    """
+    if args.max_steps <= 0:
+        raise ValueError(f"`--streaming` needs `--max-steps`, got {args.max_steps}: a stream does not say its length.")
+    if data_args.max_train_samples is not None:
+        raise ValueError("`--streaming` draws no rows, got `--max-train-samples`; say `--max-steps` alone.")
+    args.train_sampling_strategy = "sequential"
+    # Batches of several lengths cannot be sent out by one process: each reads the stream.
+    args.accelerator_config.dispatch_batches = False
+    if args.save_strategy == "epoch":
+        args.save_strategy, args.save_steps = "steps", min(args.save_steps, args.max_steps)
 
 
 def parse_for_model(command: str, argv: Sequence[str], kind: type) -> Any:

@@ -167,6 +167,6 @@ def _check_size(model: str | Path, ours: type[PreTrainedModel], config: PreTrain
     held = sum(path.stat().st_size for path in files)
     if needed > held:
         raise ValueError(
-            f"its configuration speaks of {needed:,} weights, its files hold {held:,} bytes; correct `config.json`, or "
-            "fetch the model again"
+            f"its configuration speaks of {needed:,} weights, its files hold {held:,} bytes; correct it, or fetch the "
+            "model again"
         )

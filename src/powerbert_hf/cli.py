@@ -30,6 +30,7 @@ from .arguments import (
     parse,
     parse_for_model,
     settle,
+    settle_stream,
     settle_training,
     with_model_named,
 )
@@ -130,9 +131,16 @@ def _sweep(argv: list[str]) -> None:
         plot_sweep(found, sweep_args.plot)
 
 
+def _say_if_alone() -> None:
+    """Without a GPU `accelerate launch --num_processes 2` starts one process, and says nothing."""
+    if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
+        _say("`accelerate launch` has started one process only; without GPUs it needs `--multi_gpu` to start more")
+
+
 def _parse_training(command: str, argv: list[str], kind: type) -> tuple[Any, ...]:
     from .trainer import PoWERTrainingArguments
 
+    _say_if_alone()
     return parse(command, argv, [kind, DataArguments, PoWERTrainingArguments], require_output=True)
 
 
@@ -175,7 +183,11 @@ def _training(what: Any, data_args: DataArguments, args: Any, argv: list[str]) -
         raise ValueError(
             f"`powerbert {argv[1]}` publishes nothing, got `--push-to-hub`; load `final/` and call its `push_to_hub`."
         )
-    typed = {"model": asdict(what), "data": asdict(data_args), "training": _settings(args)}
+    if data_args.streaming:
+        settle_stream(data_args, args)
+    # How many processes tokenise changes nothing.
+    data_fields = {name: value for name, value in asdict(data_args).items() if name != "num_proc"}
+    typed = {"model": asdict(what), "data": data_fields, "training": _settings(args)}
     if args.world_size > 1:
         typed["processes"] = args.world_size
     folder = Path(args.output_dir)
@@ -272,6 +284,7 @@ def _predict(argv: list[str]) -> None:
         return
     if fields.pop("rejected") is not None or fields.pop("overwrite"):
         raise ValueError("`--rejected` and `--overwrite` are for an output that is one file; leave them out.")
+    _say_if_alone()
     shards = find_shards(inputs, output)
     # What makes other answers; where the rows are may change from day to day.
     typed = {"model": model, **{name: fields[name] for name in (*columns, "max_length", "bf16")}}
@@ -331,10 +344,14 @@ def _settings(args: Any) -> dict[str, Any]:
 
 def _load_data(data_args: DataArguments, model: str, seed: int, measure_only: bool = False) -> Any:
     from .data import load_data
+    from .streaming import load_stream
 
     _quiet_datasets()
     texts, labels = _names(data_args.text_columns), _names(data_args.label_column)
-    return load_data(replace(data_args, text_columns=texts, label_column=labels), model, seed, measure_only)
+    options = replace(data_args, text_columns=texts, label_column=labels)
+    if options.streaming and not measure_only:
+        return load_stream(options, model, seed)
+    return load_data(options, model, seed, measure_only)
 
 
 def _quiet_datasets() -> None:

@@ -120,12 +120,11 @@ class FilePredictor:
         bf16: bool = False,
     ) -> None:
         self.text_columns, self.keep_columns = text_columns, keep_columns or ()
-        self.options: dict[str, Any] = {
-            "batch_size": batch_size,
-            "window": window,
-            "max_length": max_length,
-            "bf16": bf16,
-        }
+        self.options: dict[str, Any] = {"batch_size": batch_size, "window": window}
+        self.options |= {"max_length": max_length, "bf16": bf16}
+        # Heard by a process that has computed nothing yet: hardly two batches have as many word-vectors, and for each
+        # number of them oneDNN keeps a program, some hundred megabytes in all.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _PROGRAMS)
         self.classifier = load_classifier(model, needs_head=True)
         self.tokenizer = load_tokenizer(model, self.classifier.config)
         self.classifier.to(_device())
