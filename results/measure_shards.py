@@ -41,7 +41,16 @@ def make_rows(folder: Path, files: int, rows: int, seed: int = 0) -> None:
 
 def start(model: Path, rows: Path, answers: Path, processes: int, log: Path) -> subprocess.Popen:
     """`powerbert predict` under torchrun."""
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m", "powerbert_hf.cli", "predict"]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        "-m",
+        "powerbert_hf.cli",
+        "predict",
+    ]
     options = [str(model), "--input", str(rows), "--output", str(answers), "--keep-columns", "id"]
     with open(log, "a", encoding="utf-8") as file:
         return subprocess.Popen(

@@ -23,7 +23,7 @@ from test_predict import HARD, NAMES, texts_of
 
 pytestmark = pytest.mark.slow
 SEEN = {}
-TWO = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -78,6 +78,9 @@ def test_a_recipe_in_two_processes(inputs, start, as_rank, tmp_path, capsys):
     report = json.loads((run / "report.json").read_text())
     # As many rows in a step as in one process.
     assert report["training"]["per_device_train_batch_size"] == 16
+    for step in ("fine_tuned", "searched", "final"):
+        assert json.loads((run / step / "step.json").read_text())["history"][-1]["step"] == 2
+    assert json.loads((run / "command.json").read_text())["arguments"]["processes"] == 2
     assert report["tuning"]["predicted_speedup"] == pytest.approx(2.0, rel=0.1)
     # One process, which has each row once, measures the same.
     capsys.readouterr()

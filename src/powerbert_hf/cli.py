@@ -337,7 +337,8 @@ def _settings(args: Any) -> dict[str, Any]:
     """The arguments of a training that make two runs differ."""
     from .trainer import PoWERTrainingArguments
 
-    plain = PoWERTrainingArguments(output_dir=args.output_dir).to_dict()
+    # Upstream's join the processes anew each time, and all have the state of the last: on the same device, then.
+    plain = PoWERTrainingArguments(output_dir=args.output_dir, use_cpu=args.use_cpu).to_dict() | {"use_cpu": False}
     volatile = {"output_dir", "run_name", "hub_token", "disable_tqdm"}
     return {name: value for name, value in args.to_dict().items() if name not in volatile and plain[name] != value}
 
