@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-slow test-gpu test-wheel test-lowest conformance lint results cards figures pages format clean
+.PHONY: demo test test-slow test-gpu test-wheel test-lowest faults fuzz conformance lint results cards figures pages \
+	format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -26,6 +27,14 @@ test-gpu: $(VENV)/.installed  ## needs a CUDA device
 
 test-wheel: $(VENV)/.installed  ## builds the wheel, installs it elsewhere, loads models with it
 	$(BIN)/python -m pytest -m slow tests/test_packaging.py
+
+faults: $(VENV)/.installed  ## kills, full disks, files that cannot be read, lost losses; minutes; see results/README.md
+	FAULTS_OUTPUT=results/faults.json $(BIN)/python -m pytest -m slow tests/test_faults.py
+	$(BIN)/python results/render.py
+
+fuzz: $(VENV)/.installed  ## 10,000 hostile configurations, batches and model folders each; see results/README.md
+	FUZZ_CASES=10000 FUZZ_OUTPUT=results/fuzz.json $(BIN)/python -m pytest tests/test_fuzz.py
+	$(BIN)/python results/render.py
 
 # The dependencies at their lowest declared versions; what these need in turn is the newest that they take.
 $(LOWEST)/.installed: pyproject.toml

@@ -139,6 +139,52 @@ def runtimes_table() -> str:
     return table(rows)
 
 
+def faults_table() -> str:
+    """One row a fault."""
+    return table([("fault", "what came of it"), *json.loads((HERE / "faults.json").read_text()).items()])
+
+
+def fuzz_table() -> str:
+    """One row a target."""
+    rows = [("target", "cases", "answered", "refused in a sentence")]
+    for name, ended in json.loads((HERE / "fuzz.json").read_text()).items():
+        rows.append((name, *(f"{count:,}" for count in (sum(ended.values()), ended["accepted"], ended["refused"]))))
+    return table(rows)
+
+
+def shards_list() -> str:
+    """Rows, rates and memory of the run that was killed and of the one that was not."""
+    found = json.loads((HERE / "shards.json").read_text())
+    kills = ", ".join(f"{kill['after_seconds']:.0f} s ({kill['files_done']} files done)" for kill in found["kills"])
+    memory = "; ".join(f"{one['files']} files, {one['peak_megabytes']:.0f} MB" for one in found["memory"])
+    return "\n".join(
+        f"* {line}"
+        for line in (
+            f"{found['rows']:,} rows in {found['files']} files, {found['processes']} processes of one thread: "
+            f"{found['answered']:,} answered, {found['rejected']:,} put aside",
+            f"{found['rows_per_second']:,.0f} rows a second; the larger process held {found['peak_megabytes']:.0f} MB",
+            f"killed after {kills}, then run to the end: every file equal, byte by byte: {found['equal']}",
+            f"one process, files of {found['rows'] // found['files'] // 10:,} rows, peak: {memory}",
+        )
+    )
+
+
+def soak_list() -> str:
+    """Memory at every tenth of the time, and whether answers stayed."""
+    found = json.loads((HERE / "soak.json").read_text())
+    curve, trend = found["curve"], found["megabytes_an_hour"]
+    minutes = curve[-1]["seconds"] / 60
+    chosen = [curve[round(place * (len(curve) - 1) / 10)] for place in range(11)]
+    rows = [("minute", *(f"{one['seconds'] / 60:.0f}" for one in chosen))]
+    rows.append(("MB", *(f"{one['megabytes']:.0f}" for one in chosen)))
+    answers = "stayed the same" if found["same_answers"] else "changed"
+    said = (
+        f"{found['predictions']:,} texts in {found['calls']:,} calls, {minutes:.0f} minutes; the answers to 100 "
+        f"texts, asked every 30 s, {answers}. Trend after the first 5 minutes: {trend:+.0f} MB an hour."
+    )
+    return f"{said}\n\n{table(rows)}"
+
+
 def main(check: bool) -> int:
     """Write all, or only compare; 1 if a comparison failed."""
     stale = False
@@ -146,7 +192,16 @@ def main(check: bool) -> int:
         (HERE.parent / "README.md", {"results": short_table}),
         (
             HERE / "README.md",
-            {"results": long_list, "speed": speed_table, "runtimes": runtimes_table, "time": time_table},
+            {
+                "results": long_list,
+                "speed": speed_table,
+                "runtimes": runtimes_table,
+                "time": time_table,
+                "shards": shards_list,
+                "soak": soak_list,
+                "faults": faults_table,
+                "fuzz": fuzz_table,
+            },
         ),
     ):
         text = filled = path.read_text(encoding="utf-8")

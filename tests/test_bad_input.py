@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from conftest import Host
-from powerbert_hf import cli, trainer
+from powerbert_hf import callbacks, cli
 from powerbert_hf.trainer import PoWERTrainer
 
 
@@ -259,7 +259,7 @@ def test_data_sets_without_the_splits(folder, capsys):
 
 def test_a_search_that_diverged_is_not_a_bug(folder, capsys, monkeypatch):
     """What it was made from is kept."""
-    monkeypatch.setattr(trainer, "retention_mass", lambda weights: weights.sum(dim=1) * float("nan"))
+    monkeypatch.setattr(callbacks, "retention_mass", lambda weights: weights.sum(dim=1) * float("nan"))
     assert cli.main(["train", *options("--disable-tqdm=true")]) == 2
     assert "The search must end in finite masses, got [nan, nan, nan]; lower" in capsys.readouterr().err
     assert (folder / "run" / "fine_tuned" / "model.safetensors").is_file()

@@ -195,7 +195,7 @@ def test_an_output_is_replaced_only_on_request(folder, capsys):
     ("changes", "message"),
     [
         ({"input": "nowhere.csv"}, "There is no file nowhere.csv"),
-        ({"input": "model"}, "There is no file model"),
+        ({"input": "model"}, "Several files need a folder for the output, got out.csv; leave out its ending"),
         ({"input": "rows.xls"}, "Files must end in arrow, csv, json, jsonl, parquet, tsv, txt, got rows.xls"),
         ({"input": "empty.csv"}, "empty.csv must hold rows, got none"),
         ({"input": "header.csv"}, "header.csv must hold rows, got none"),
@@ -203,7 +203,7 @@ def test_an_output_is_replaced_only_on_request(folder, capsys):
         ({"input": "empty.jsonl"}, "empty.jsonl must hold rows, got none"),
         ({"input": "broken.jsonl"}, "broken.jsonl cannot be used: "),
         ({"input": "latin.csv"}, "latin.csv cannot be used: 'utf-8' codec"),
-        ({"input": "gap.csv"}, "Row 3 must hold a text, got None; fill or drop it."),
+        ({"input": "gap.csv"}, "Row 3 must hold a text, got None; fill or drop it, or"),
         ({"input": "gap.csv", "window": 1}, "Row 3 must hold a text, got None"),
         ({"input": "number.jsonl"}, "Row 2 must hold a text, got 5"),
         ({"input": "pairs.csv"}, "Name one or two `--text-columns`; the data has a, b"),
@@ -212,7 +212,7 @@ def test_an_output_is_replaced_only_on_request(folder, capsys):
         ({"text_columns": "nothing"}, "There is no column 'nothing'; the data has text, score"),
         ({"keep_columns": "nothing"}, "There is no column 'nothing'; the data has text, score"),
         ({"keep_columns": "score"}, "must leave room for the answer, got score"),
-        ({"output": "out.txt"}, "The output must end in .csv or .jsonl, got out.txt"),
+        ({"output": "out.txt"}, "The output must end in .csv or .jsonl, or be a folder, got out.txt"),
         ({"output": "nowhere/out.csv"}, "There is no folder nowhere for the output"),
         ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
         ({"window": -1}, "`window` must be at least 1, got -1"),
@@ -274,5 +274,5 @@ def test_memory_does_not_grow_with_the_file(folder, monkeypatch):
     (folder / "rows.txt").write_text("good\n")
     rows = ({"text": Counted("good film")} for _ in range(2000))
     monkeypatch.setattr("powerbert_hf.predict._open_rows", lambda path: ([{"text": "good"}], rows))
-    assert predict_file("model", "rows.txt", "out.csv", window=50, batch_size=50) == 2000
+    assert predict_file("model", "rows.txt", "out.csv", window=50, batch_size=50).rows == 2000
     assert most <= 2 * 50 + 5

@@ -1,11 +1,9 @@
 """`powerbert train` end to end on 64 rows and a tiny model: what it leaves, how it goes on, what it refuses."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 import torch
@@ -205,23 +203,6 @@ def test_two_commands_do_not_share_a_folder(inputs, tmp_path, capsys):
         assert cli.main(["train", *inputs]) == 2
     assert "One command at a time can use an `--output-dir`" in capsys.readouterr().err
     assert cli.main(["train", *inputs]) == 0
-
-
-def train_as_rank(rank, argv, log):
-    os.environ.update(rank)
-    with open(log, "w") as file, redirect_stdout(file), redirect_stderr(file):
-        sys.exit(cli.main(["train", *argv]))
-
-
-def test_several_processes_are_refused_in_each(inputs, start, as_rank, tmp_path):
-    logs = [tmp_path / "0.txt", tmp_path / "1.txt"]
-    ranks = [start(train_as_rank, rank, inputs, log) for rank, log in zip(as_rank, logs, strict=True)]
-    for process, log in zip(ranks, logs, strict=True):
-        process.join()
-        assert process.exitcode == 2
-        assert log.read_text().startswith("powerbert train: `powerbert train` must run in one process, got 2;")
-        assert log.read_text().count("\n") == 1
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_fine_tuned_model_is_not_trained_on_all_word_vectors_again(host, inputs, tmp_path):

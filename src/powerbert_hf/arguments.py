@@ -51,6 +51,11 @@ class DataArguments:
     max_length: int | None = field(default=None, metadata={"help": "Truncate inputs to this many word-pieces."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Draw this many training rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Draw this many rows to report on."})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read training rows while they are trained on, for --max-steps steps; nothing is cached."},
+    )
+    num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise; for millions of rows."})
 
 
 @dataclass
@@ -157,11 +162,26 @@ class BenchmarkArguments(ModelArguments):
 class PredictArguments(ModelArguments):
     """What to ask a model, and where its answers go."""
 
-    input: str = field(
-        kw_only=True, metadata={"help": "txt (a text a line), csv, tsv, json, jsonl, parquet or arrow."}
+    input: list[str] = field(
+        kw_only=True,
+        metadata={
+            "help": "A file: txt (a text a line), csv, tsv, json, jsonl, parquet or arrow; or several, a folder of "
+            "them, a pattern such as 'rows/*.csv'."
+        },
     )
     output: str = field(
-        kw_only=True, metadata={"help": "csv or jsonl: a row for each row of the input, in its order."}
+        kw_only=True,
+        metadata={
+            "help": "csv or jsonl: a row for each row of the input, in its order; or a folder, which gets a file for "
+            "each file. There what is done is not done again."
+        },
+    )
+    rejected: str | None = field(
+        default=None,
+        metadata={
+            "help": "csv or jsonl that takes, with number and reason, the rows that are missing, empty, not text or, "
+            "without --max-length, over-long; of a folder it is the folder `rejected` in it."
+        },
     )
     text_columns: list[str] | None = field(
         default=None, metadata={"help": "One column, or two for pairs; a single column of texts is found by itself."}
@@ -360,6 +380,27 @@ def settle_training(what: Any, args: Any) -> None:
         args.distillation = _DISTILLATION
 
 
+def settle_stream(data_args: DataArguments, args: Any) -> None:
+    """What follows for a training whose rows are a stream: nobody knows how many there are.
+
+    Args:
+        data_args: which data.
+        args: `PoWERTrainingArguments`; changed.
+
+    Raises:
+        ValueError: without a number of steps, or with options that need to know all rows.
+    """
+    if args.max_steps <= 0:
+        raise ValueError(f"`--streaming` needs `--max-steps`, got {args.max_steps}: a stream does not say its length.")
+    if data_args.max_train_samples is not None:
+        raise ValueError("`--streaming` draws no rows, got `--max-train-samples`; say `--max-steps` alone.")
+    args.train_sampling_strategy = "sequential"
+    # Batches of several lengths cannot be sent out by one process: each reads the stream.
+    args.accelerator_config.dispatch_batches = False
+    if args.save_strategy == "epoch":
+        args.save_strategy, args.save_steps = "steps", min(args.save_steps, args.max_steps)
+
+
 def parse_for_model(command: str, argv: Sequence[str], kind: type, unnamed: Sequence[str] = ("model",)) -> Any:
     """Parse the options of a command that trains nothing; few arguments, such as the model, need no name.
 
@@ -413,6 +454,7 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
         ValueError: for an option that there is not, or a value that cannot be trained with.
     """
     import torch
+    from accelerate.utils import get_cpu_distributed_information
     from transformers import HfArgumentParser
 
     from .tasks import TASKS, infer_task
@@ -427,6 +469,9 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
         raise ValueError(f"`--task` must be one of {', '.join(TASKS)}, got {task!r}; leave it out for your own data.")
     parser = HfArgumentParser(kinds, **named)
     defaults = {**_TRAINING_DEFAULTS, **(TASKS[task].hyperparameters if task else {})}
+    # Where nothing is typed, a step takes as many rows in several processes as in one.
+    rows, processes = defaults["per_device_train_batch_size"], get_cpu_distributed_information().world_size
+    defaults["per_device_train_batch_size"] = max(1, rows // max(1, processes))
     # Upstream wants both to be said on a machine without an accelerator: the one for `--bf16`, the other not to warn.
     accelerated = torch.accelerator.is_available()
     parser.set_defaults(**defaults, task=task, use_cpu=not accelerated, dataloader_pin_memory=accelerated)

@@ -26,6 +26,10 @@ _CLASSIFIERS: dict[str, type[PreTrainedModel]] = {
     "poweralbert": PoWERAlbertForSequenceClassification,
 }
 _REMEDY = "check its name or folder, or fetch it again"
+# Upstream makes a name for each when it reads a configuration.
+_MOST_LABELS = 100_000
+# Weights that a checkpoint need not hold: a head begins anew, and retention weights are learned.
+_NEW = re.compile(r"^classifier\.|\.pooler\.|retention_weights$")
 
 
 def _class_for(model_type: str, model: Any) -> type[PreTrainedModel]:
@@ -89,12 +93,18 @@ def load_config(model: str | Path) -> PreTrainedConfig:
     """
     with reading(f"The configuration of {model}", _REMEDY):
         # Not by `AutoConfig`: it would ask whether to trust the code of an architecture that is of no use here.
-        found = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
+        fields = PreTrainedConfig.get_config_dict(model)[0]
+        found = fields.get("model_type")
     if found is None:
         raise ValueError(f"A model must have a `config.json` with a `model_type`, got none in {model}; {_REMEDY}.")
     _class_for(found, model)
+    labels = fields.get("num_labels", 2)
+    if isinstance(labels, int) and labels > _MOST_LABELS:
+        raise ValueError(
+            f"A model must have at most {_MOST_LABELS:,} labels, got `num_labels` {labels} in {model}; correct it."
+        )
     with reading(f"The configuration of {model}", _REMEDY):
-        return AutoConfig.from_pretrained(model)
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
 
 
 def load_tokenizer(model: str | Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
@@ -108,7 +118,7 @@ def load_tokenizer(model: str | Path, config: PreTrainedConfig) -> PreTrainedTok
         ValueError: where there is none, or one that this model or a batch cannot do with.
     """
     with reading(f"The tokenizer of {model}", _REMEDY):
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     remedy = "save the tokenizer that the model was trained with beside it"
     # Without its files upstream makes one that knows no words.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
@@ -143,13 +153,12 @@ def load_classifier(model: str | Path | PreTrainedModel, needs_head: bool = Fals
         missing = set(loaded.load_state_dict(weights, strict=False).missing_keys)
     else:
         with reading(f"The checkpoint {model}", _REMEDY):
+            _check_size(model, ours, config)
             loaded, info = ours.from_pretrained(
                 model, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **fields
             )
         missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    beyond_head = sorted(
-        name for name in missing if not re.search(r"^classifier\.|\.pooler\.|retention_weights$", name)
-    )
+    beyond_head = sorted(name for name in missing if not _NEW.search(name))
     if beyond_head:
         raise ValueError(
             f"The checkpoint must hold all weights of its encoders, got {len(beyond_head)} missing or of another "
@@ -160,3 +169,24 @@ def load_classifier(model: str | Path | PreTrainedModel, needs_head: bool = Fals
             f"The model must have a trained classification head, got none in {model}; fine-tune it first."
         )
     return loaded
+
+
+def _check_size(model: str | Path, ours: type[PreTrainedModel], config: PreTrainedConfig) -> None:
+    """Make sure, before memory is taken for them, that a folder holds the weights that its configuration speaks of.
+
+    Raises:
+        ValueError: where even at a byte a weight its files could not.
+    """
+    files = [path for ending in ("safetensors", "bin") for path in Path(model).glob(f"*.{ending}")]
+    if not files:
+        # On the Hub, or missing: upstream says so.
+        return
+    with torch.device("meta"):
+        planned = ours(ours.config_class(**config.to_dict()))
+    needed = sum(weight.numel() for name, weight in planned.named_parameters() if not _NEW.search(name))
+    held = sum(path.stat().st_size for path in files)
+    if needed > held:
+        raise ValueError(
+            f"its configuration speaks of {needed:,} weights, its files hold {held:,} bytes; correct it, or fetch the "
+            "model again"
+        )

@@ -9,9 +9,11 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,11 @@ from .arguments import (
     parse,
     parse_for_model,
     settle,
+    settle_stream,
     settle_training,
     with_names,
 )
+from .stopping import Terminated, on_sigterm
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,19 +81,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("powerbert_hf").setLevel(logging.INFO)
     try:
-        commands[known.command](argv[1:])
+        with on_sigterm(_terminate):
+            commands[known.command](argv[1:])
     except (ValueError, OSError, ImportError) as error:
         # Of these families is whatever a user's input can cause; anything else is a bug, and shows where.
         print(f"powerbert {known.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"powerbert {known.command}: interrupted; the same command goes on with a training", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "interrupted; the same command goes on with a training, or with answers in a folder"
+        print(f"powerbert {known.command}: {said}", file=sys.stderr)
+        return getattr(stop, "status", 130)
+    except RuntimeError as error:
+        from .processes import MainProcessFailed
+
+        if not isinstance(error, MainProcessFailed):
+            raise
+        return 2
     return 0
 
 
+def _terminate() -> None:
+    raise Terminated("terminated; the same command goes on with a training, or with answers in a folder")
+
+
 def _say(line: str) -> None:
-    print(line, flush=True)
+    from .processes import is_main
+
+    if is_main():
+        print(line, flush=True)
 
 
 def _train(argv: list[str]) -> None:
@@ -126,16 +145,16 @@ def _sweep(argv: list[str]) -> None:
         save_picture(draw_sweep(found), sweep_args.plot)
 
 
+def _say_if_alone() -> None:
+    """Without a GPU `accelerate launch --num_processes 2` starts one process, and says nothing."""
+    if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
+        _say("`accelerate launch` has started one process only; without GPUs it needs `--multi_gpu` to start more")
+
+
 def _parse_training(command: str, argv: list[str], kind: type) -> tuple[Any, ...]:
     from .trainer import PoWERTrainingArguments
 
-    # Of every launcher; asked before upstream's arguments join the other processes.
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes != "1":
-        raise ValueError(
-            f"`powerbert {command}` must run in one process, got {processes}; start it without `torchrun` or "
-            "`accelerate launch`."
-        )
+    _say_if_alone()
     return parse(command, argv, [kind, DataArguments, PoWERTrainingArguments], require_output=True)
 
 
@@ -181,23 +200,38 @@ def run_training(recipe_args: RecipeArguments, data_args: DataArguments, args: A
 @contextmanager
 def _training(what: Any, data_args: DataArguments, args: Any, argv: list[str]) -> Iterator[Any]:
     """The data of a training that may begin, or go on, in its folder, which nobody else uses meanwhile."""
+    from .processes import on_main, others_needed
     from .steps import check_model
 
     if args.push_to_hub:
         raise ValueError(
             f"`powerbert {argv[1]}` publishes nothing, got `--push-to-hub`; choose a run, and `powerbert publish` it."
         )
-    typed = {"model": asdict(what), "data": asdict(data_args), "training": _settings(args)}
+    if data_args.streaming:
+        settle_stream(data_args, args)
+    # How many processes tokenise changes nothing.
+    data_fields = {name: value for name, value in asdict(data_args).items() if name != "num_proc"}
+    typed = {"model": asdict(what), "data": data_fields, "training": _settings(args)}
+    if args.world_size > 1:
+        typed["processes"] = args.world_size
     folder = Path(args.output_dir)
-    going_on = _check_folder(folder, typed)
-    data = _load_data(data_args, what.model, args.seed)
-    if not going_on:
-        check_model(what.model, data, what.fine_tuned)
-    with _sole_use(folder):
+    with ExitStack() as held:
+        held.enter_context(others_needed())
+        going_on = on_main(lambda: _check_folder(folder, typed))
+        # Tokenised once a machine: the other processes read what the first one has left in the cache.
+        with args.main_process_first(desc="reading the data"):
+            data = _load_data(data_args, what.model, args.seed)
+        if not going_on:
+            check_model(what.model, data, what.fine_tuned)
+
+        def begin() -> None:
+            held.enter_context(_sole_use(folder))
+            if not going_on:
+                _write_command(folder, argv, typed)
+
+        on_main(begin)
         if going_on:
             _say(f"going on with the run in {folder}")
-        else:
-            _write_command(folder, argv, typed)
         yield data
 
 
@@ -258,13 +292,30 @@ def _benchmark(argv: list[str]) -> None:
 
 def _predict(argv: list[str]) -> None:
     options = parse_for_model("predict", argv, PredictArguments)
-    from .predict import predict_file
+    from .predict import FilePredictor, predict_file
+    from .shards import find_shards, predict_shards
 
     _quiet_datasets()
     columns = {name: _names(getattr(options, name)) for name in ("text_columns", "keep_columns")}
     fields = {**asdict(options), **columns}
-    rows = predict_file(fields.pop("model"), fields.pop("input"), fields.pop("output"), **fields)
-    _say(f"{rows} rows answered in {options.output}")
+    model, inputs, output = (fields.pop(name) for name in ("model", "input", "output"))
+    if Path(output).suffix and not Path(output).is_dir() and not output.endswith("/"):
+        if len(inputs) > 1 or Path(inputs[0]).is_dir() or (has_magic(inputs[0]) and not Path(inputs[0]).exists()):
+            raise ValueError(f"Several files need a folder for the output, got {output}; leave out its ending.")
+        done = predict_file(model, inputs[0], output, **fields)
+        aside = f", {done.rejected} rejected in {options.rejected}" if done.rejected else ""
+        _say(f"{done.rows} rows answered in {output}{aside}")
+        return
+    if fields.pop("rejected") is not None or fields.pop("overwrite"):
+        raise ValueError("`--rejected` and `--overwrite` are for an output that is one file; leave them out.")
+    _say_if_alone()
+    shards = find_shards(inputs, output)
+    # What makes other answers; where the rows are may change from day to day.
+    typed = {"model": model, **{name: fields[name] for name in (*columns, "max_length", "bf16")}}
+    folder = Path(output)
+    if not _check_folder(folder, typed, "--output"):
+        _write_command(folder, ["powerbert", "predict", *argv], typed)
+    predict_shards(shards, lambda: FilePredictor(model, **fields), _say)
 
 
 def _inspect(argv: list[str]) -> None:
@@ -366,7 +417,8 @@ def _settings(args: Any) -> dict[str, Any]:
     """The arguments of a training that make two runs differ."""
     from .trainer import PoWERTrainingArguments
 
-    plain = PoWERTrainingArguments(output_dir=args.output_dir).to_dict()
+    # Upstream's join the processes anew each time, and all have the state of the last: on the same device, then.
+    plain = PoWERTrainingArguments(output_dir=args.output_dir, use_cpu=args.use_cpu).to_dict() | {"use_cpu": False}
     volatile = {"output_dir", "run_name", "disable_tqdm"}
     volatile |= {"push_to_hub", "hub_token", "hub_model_id", "hub_private_repo"}
     return {name: value for name, value in args.to_dict().items() if name not in volatile and plain[name] != value}
@@ -374,10 +426,14 @@ def _settings(args: Any) -> dict[str, Any]:
 
 def _load_data(data_args: DataArguments, model: str, seed: int, measure_only: bool = False) -> Any:
     from .data import load_data
+    from .streaming import load_stream
 
     _quiet_datasets()
     texts, labels = _names(data_args.text_columns), _names(data_args.label_column)
-    return load_data(replace(data_args, text_columns=texts, label_column=labels), model, seed, measure_only)
+    options = replace(data_args, text_columns=texts, label_column=labels)
+    if options.streaming and not measure_only:
+        return load_stream(options, model, seed)
+    return load_data(options, model, seed, measure_only)
 
 
 def _quiet_datasets() -> None:
@@ -397,30 +453,27 @@ def _sole_use(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: where another command is running in it.
     """
+    from .files import InUse, take
+
     folder.mkdir(parents=True, exist_ok=True)
     if sys.platform == "win32":
         yield
         return
-    import fcntl
-
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            take(descriptor, folder)
+        except InUse:
             raise ValueError(
                 f"One command at a time can use an `--output-dir`, got a second one for {folder}; wait for the "
                 "other, or choose another folder."
             ) from None
-        except OSError:
-            # Some network file systems lock no folders.
-            pass
         yield
     finally:
         os.close(descriptor)
 
 
-def _check_folder(folder: Path, typed: dict[str, Any]) -> bool:
+def _check_folder(folder: Path, typed: dict[str, Any], option: str = "--output-dir") -> bool:
     """Whether the folder holds this very run already.
 
     Raises:
@@ -437,15 +490,15 @@ def _check_folder(folder: Path, typed: dict[str, Any]) -> bool:
         if earlier["arguments"] == json.loads(json.dumps(typed)):
             return True
         raise ValueError(
-            f"{folder} holds the run of another command ({' '.join(earlier['typed'])}); choose another "
-            "`--output-dir`, or remove it."
+            f"{folder} holds the run of another command ({' '.join(earlier['typed'])}); choose another `{option}`, or "
+            "remove it."
         )
-    check_free(folder)
+    check_free(folder, option)
     return False
 
 
 def _write_command(folder: Path, argv: list[str], typed: dict[str, Any]) -> None:
-    from .files import write_json
+    from .files import InUse, write_json
 
     folder.mkdir(parents=True, exist_ok=True)
     # A token is nobody else's business.
@@ -453,7 +506,12 @@ def _write_command(folder: Path, argv: list[str], typed: dict[str, Any]) -> None
     for place in range(1, len(shown)):
         if re.fullmatch(r"--\w*[-_]token", shown[place - 1]):
             shown[place] = "..."
-    write_json(folder / "command.json", {"typed": shown, "arguments": typed, "version": __version__})
+    while True:
+        try:
+            return write_json(folder / "command.json", {"typed": shown, "arguments": typed, "version": __version__})
+        except InUse:
+            # Another process of this very command is at it.
+            time.sleep(0.05)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ from transformers import AlbertConfig, BertConfig, PreTrainedConfig
 from .retention import RetentionMode, RetentionSoftExtract, check_retention_config
 from .retention_file import read_retention
 
+# An encoder takes memory before there are weights for it: more than any model has are a mistake, or a trap.
+_MOST_ENCODERS = 1000
+
 
 @strict
 class RetentionConfig(PreTrainedConfig):
@@ -78,6 +81,11 @@ class RetentionConfig(PreTrainedConfig):
             raise ValueError(
                 "Word-vectors are eliminated in encoders only, got `is_decoder=True` or `add_cross_attention=True`; "
                 "set both to `False`."
+            )
+        if not 1 <= self.num_encoders <= _MOST_ENCODERS:
+            raise ValueError(
+                f"A model must have 1 to {_MOST_ENCODERS} encoders, got {self.num_encoders}; correct "
+                "`num_hidden_layers`."
             )
         max_length = self.max_position_embeddings
         check_retention_config(self.retention_config, self.num_encoders, self.retention_unit, max_length)

@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
 from .checkpoint import load_config, load_tokenizer, reading
@@ -20,7 +20,7 @@ from .tasks import METRICS, TASKS, ClassificationMetric, MultiLabelMetric, Regre
 logger = logging.getLogger(__name__)
 
 # Readers of `datasets`, by the ending of a file's name.
-_READERS = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet", "arrow": "arrow"}
+READERS = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet", "arrow": "arrow"}
 # The tuning split: a tenth of the training rows, no more than these.
 _TUNING_ROWS = 2000
 # What to do with a file that cannot be read.
@@ -32,7 +32,7 @@ class TaskData:
     """Tokenised data, ready for a `Trainer`.
 
     Args:
-        train: columns `input_ids`, ..., `labels`, `length`.
+        train: columns `input_ids`, ..., `labels`, `length`; a stream has no `length`.
         tune: rows of the training split that are not trained on: configurations are chosen by them.
         eval: sorted by length; its result is reported and nothing is chosen by it.
         eval_texts: the texts of these rows, in their columns.
@@ -46,7 +46,7 @@ class TaskData:
             longest.
     """
 
-    train: Dataset
+    train: Dataset | IterableDataset
     tune: Dataset
     eval: Dataset
     eval_texts: Dataset
@@ -60,7 +60,9 @@ class TaskData:
 
     @property
     def retention_length(self) -> int:
-        """R: word-pieces of the longest training input, padded if it is."""
+        """R: word-pieces of the longest training input, padded if it is; of a stream, where inputs are cut."""
+        if isinstance(self.train, IterableDataset):
+            return self.source["max_length"]
         return self.padded_to or max(self.train["length"])
 
     @property
@@ -150,7 +152,7 @@ def file_reader(path: str, more: Mapping[str, str] | None = None) -> tuple[str, 
     Raises:
         ValueError: where there is no such file, or no reader for it.
     """
-    readers = {**_READERS, **(more or {})}
+    readers = {**READERS, **(more or {})}
     ending = Path(path).suffix.lstrip(".").lower()
     if not Path(path).is_file():
         raise ValueError(f"There is no file {path}; check the path.")
@@ -281,15 +283,33 @@ def check_texts(dataset: Dataset, text_columns: Sequence[str]) -> None:
 
 
 def tokenize(
-    dataset: Dataset, text_columns: Sequence[str], labels: Sequence[Any], tokenizer: Any, max_length: int
+    dataset: Dataset,
+    text_columns: Sequence[str],
+    labels: Sequence[Any],
+    tokenizer: Any,
+    max_length: int,
+    num_proc: int | None = None,
 ) -> Dataset:
-    """Tokenise texts, unpadded, and add `labels` and `length`."""
+    """Tokenise texts, unpadded, and add `labels` and `length`; of files it is done once, and read from the cache then.
+
+    Args:
+        dataset: of texts.
+        text_columns: of them.
+        labels: one a row.
+        tokenizer: the model's.
+        max_length: word-pieces to truncate to.
+        num_proc: processes that do it; `None` is this one.
+    """
+    # A tokenizer remembers how it was asked last; the cache knows it again only in the same state.
+    tokenizer("", truncation=True, max_length=max_length)
 
     def encode(rows: dict[str, list]) -> dict[str, list]:
         encoded = tokenizer(*(rows[name] for name in text_columns), truncation=True, max_length=max_length)
         return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
 
-    encoded = dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="tokenise")
+    encoded = dataset.map(
+        encode, batched=True, remove_columns=dataset.column_names, num_proc=num_proc, desc="tokenise"
+    )
     return encoded.add_column("labels", list(labels))
 
 
@@ -356,6 +376,7 @@ def prepare_data(
     seed: int = 42,
     source: dict[str, Any] | None = None,
     measure_only: bool = False,
+    num_proc: int | None = None,
 ) -> TaskData:
     """From two raw splits to what a recipe trains on.
 
@@ -373,6 +394,7 @@ def prepare_data(
         seed: of these draws, and of the tuning split.
         source: kept for the report.
         measure_only: nothing is trained: see `read_labels`; only the split to report is tokenised, for all three.
+        num_proc: see `tokenize`.
 
     Raises:
         ValueError: for columns, labels or texts that cannot be used, or too few rows.
@@ -399,7 +421,8 @@ def prepare_data(
     splits = []
     for split, labels, drawn in wanted:
         rows = np.sort(drawn)
-        splits.append(tokenize(split.select(rows), texts, [labels[row] for row in rows], tokenizer, limit))
+        numbers = [labels[row] for row in rows]
+        splits.append(tokenize(split.select(rows), texts, numbers, tokenizer, limit, num_proc))
     trained_on, tuned_on, reported = splits * 3 if measure_only else splits
     cut = sum(length == limit for split in splits for length in split["length"])
     if cut:
@@ -463,4 +486,5 @@ def load_data(options: Any, model: str, seed: int = 42, measure_only: bool = Fal
             "eval_split": None if options.eval_file or held_out.split is None else str(held_out.split),
         },
         measure_only,
+        options.num_proc,
     )

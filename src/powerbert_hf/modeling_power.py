@@ -176,11 +176,14 @@ class RetentionBaseModelMixin(RetentionModelMixin):
             kwargs: as upstream.
 
         Raises:
-            ValueError: for neither or both of `input_ids` and `inputs_embeds`, or for a mask that is not (B, T).
+            ValueError: for neither or both of `input_ids` and `inputs_embeds`, for inputs of a shape or length that
+                the model does not take, or for a mask that is not (B, T); on a CPU also for numbers of no word-piece.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         inputs = input_ids if inputs_embeds is None else inputs_embeds
+        if not torch.compiler.is_compiling():
+            self._check_inputs(inputs, position_ids)
         if cls_only and not output_kept_positions and self._can_pack(inputs, attention_mask, kwargs):
             cls = self._packed_cls(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
             return PoWERModelOutput(last_hidden_state=cls, pooler_output=self.pool(cls))
@@ -190,6 +193,25 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         outputs = self.encoder(embedded, attention_mask, cls_only, output_kept_positions, **kwargs)
         outputs.pooler_output = self.pool(outputs.last_hidden_state)
         return outputs
+
+    def _check_inputs(self, inputs: Any, position_ids: Tensor | None) -> None:
+        """Say what upstream leaves to the operators that fail."""
+        form, longest = ("(B, T)", "(B, T, E)")[inputs.is_floating_point()], self.config.max_position_embeddings
+        if inputs.dim() != form.count(",") + 1 or 0 in inputs.shape:
+            raise ValueError(f"Inputs must be {form}, each at least 1, got {tuple(inputs.shape)}; pass a batch.")
+        if position_ids is None and inputs.shape[1] > longest:
+            raise ValueError(
+                f"Inputs must have at most {longest} word-vectors, as many as the model has positions, got "
+                f"{inputs.shape[1]}; truncate them."
+            )
+        known = self.get_input_embeddings().num_embeddings
+        # Elsewhere a look at the numbers would wait for the device.
+        on_cpu = inputs.device.type == "cpu" and form == "(B, T)"
+        if on_cpu and (inputs.min() < 0 or inputs.max() >= known):
+            raise ValueError(
+                f"`input_ids` must lie between 0 and {known - 1}, got {inputs.min().item()} to {inputs.max().item()}; "
+                "use the model's own tokenizer."
+            )
 
     def _can_pack(self, inputs: Any, attention_mask: Tensor | None, asked: Mapping[str, Any]) -> bool:
         """Whether [CLS] may be computed on packed word-vectors: nobody will see that they were not padded."""

@@ -4,7 +4,10 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import islice, tee
 from pathlib import Path
 from reprlib import repr as shortened
@@ -12,6 +15,7 @@ from typing import Any, TextIO
 
 import datasets
 import torch
+from accelerate.utils import get_cpu_distributed_information
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +25,10 @@ from .data import REPAIR, choose_texts, file_reader, input_limit
 from .files import check_new, whole_file
 
 Row = dict[str, Any]
+# Readers of `datasets` for files that hold nothing but texts, by ending.
+TEXT_FILES = {"txt": "text"}
+# That oneDNN may keep, see below.
+_PROGRAMS = "64"
 # Rows that tell which columns hold texts.
 _HEAD = 100
 
@@ -33,6 +41,7 @@ def predict(
     window: int = 8192,
     max_length: int | None = None,
     bf16: bool = False,
+    reject: bool = False,
 ) -> Iterator[Row]:
     """Answers to texts, in their order; a window of them is in memory at a time.
 
@@ -44,10 +53,13 @@ def predict(
         window: texts that are sorted by length before they make batches.
         max_length: word-pieces to truncate to; `None` is what tokenizer and model take.
         bf16: compute in bfloat16.
+        reject: go on where a text is missing, empty, no text, or over-long: of more word-pieces than the model takes,
+            unless `max_length` says where to cut.
 
     Yields:
         For each text `{"label": name, "score": probability}`; for several labels a text `{"labels": names, "scores":
-        probabilities}` of those above a half; for a regression, and any model with one output, `{"value": number}`.
+        probabilities}` of those above a half; for a regression, and any model with one output, `{"value": number}`;
+        with `reject` for some `{"reason": "missing", "empty", "not text" or "over-long", "found": what was there}`.
 
     Raises:
         ValueError: for a size that is not at least 1, or where a text is missing.
@@ -60,17 +72,104 @@ def predict(
     rest, done, parts, limit = iter(texts), 0, 0, None
     while part := list(islice(rest, window)):
         parts = parts or _parts(part[0])
-        for number, text in enumerate(part, done + 1):
-            pieces = [text] if parts == 1 else text
-            if _parts(text) != parts or not all(isinstance(piece, str) for piece in pieces):
-                wanted = "a text" if parts == 1 else "two texts"
-                raise ValueError(f"Row {number} must hold {wanted}, got {shortened(text)}; fill or drop it.")
+        found = [_reason(text, parts, reject) for text in part]
+        if not reject:
+            _refuse(part, found, parts, done)
         limit = limit or input_limit(tokenizer, model.config, parts, max_length)
-        columns = [part] if parts == 1 else [list(column) for column in zip(*part, strict=True)]
-        encoded = tokenizer(*columns, truncation=True, max_length=limit)
-        features = [{name: values[row] for name, values in encoded.items()} for row in range(len(part))]
-        yield from map(answer, logits_of(model, features, collate, batch_size, bf16))
+        asked = [text for text, reason in zip(part, found, strict=True) if reason is None]
+        # Over-long texts are known by all of their word-pieces.
+        features = _features(tokenizer, asked, parts, None if reject and max_length is None else limit)
+        fit = [row for row in features if len(row["input_ids"]) <= limit]
+        answers = map(answer, logits_of(model, fit, collate, batch_size, bf16))
+        lengths = iter(len(row["input_ids"]) for row in features)
+        for reason in found:
+            if reason is None and (length := next(lengths)) > limit:
+                reason = {"reason": "over-long", "found": f"{length} word-pieces, {limit} fit"}
+            yield reason or next(answers)
         done += len(part)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What became of a file.
+
+    Args:
+        rows: that have an answer.
+        rejected: that have none.
+    """
+
+    rows: int
+    rejected: int
+
+
+class FilePredictor:
+    """A model that answers files: see [`predict_file`] for all arguments.
+
+    Raises:
+        ValueError: for a model that cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        text_columns: Sequence[str] | None = None,
+        keep_columns: Sequence[str] | None = None,
+        max_length: int | None = None,
+        batch_size: int = 32,
+        window: int = 8192,
+        bf16: bool = False,
+    ) -> None:
+        self.text_columns, self.keep_columns = text_columns, keep_columns or ()
+        self.options: dict[str, Any] = {"batch_size": batch_size, "window": window}
+        self.options |= {"max_length": max_length, "bf16": bf16}
+        # Heard by a process that has computed nothing yet: hardly two batches have as many word-vectors, and for each
+        # number of them oneDNN keeps a program, some hundred megabytes in all.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _PROGRAMS)
+        self.classifier = load_classifier(model, needs_head=True)
+        self.tokenizer = load_tokenizer(model, self.classifier.config)
+        self.classifier.to(_device())
+
+    def answer(self, source: Path, target: Path, rejected: Path | None = None) -> Answered:
+        """Answer every row of a file in another, which is either complete or not there; see [`predict_file`].
+
+        Args:
+            source: of rows.
+            target: of answers; replaced.
+            rejected: of rows that cannot be answered; replaced, and removed where there are none.
+
+        Raises:
+            ValueError: for a file, columns or texts that cannot be used; the target stays as it was.
+        """
+        head, rows = _open_rows(str(source))
+        texts, kept = _choose_columns(head, self.text_columns, self.keep_columns)
+
+        def text_of(row: Row) -> Any:
+            return row.get(texts[0]) if len(texts) == 1 else [row.get(name) for name in texts]
+
+        to_read, to_keep = tee(rows)
+        answers = predict(
+            self.classifier, self.tokenizer, map(text_of, to_read), **self.options, reject=rejected is not None
+        )
+        rows_done = rejected_done = 0
+        # The answers first: the other branch of `tee` then holds what a window holds, and no row too many.
+        shown = tqdm(zip(answers, to_keep, strict=False), desc=source.name, unit=" rows", disable=None)
+        with ExitStack() as files:
+            # Opened first, it gets its name last: where the answers are there, nothing is missing.
+            file = files.enter_context(whole_file(target))
+            for number, (answer, row) in enumerate(shown, start=1):
+                to_repeat = {name: row.get(name) for name in kept}
+                if rejected is None or "reason" not in answer:
+                    write_row(file, target, {**to_repeat, **answer}, rows_done == 0)
+                    rows_done += 1
+                    continue
+                if rejected_done == 0:
+                    rejected.parent.mkdir(exist_ok=True)
+                    side = files.enter_context(whole_file(rejected))
+                write_row(side, rejected, {"row": number, **answer, **to_repeat}, rejected_done == 0)
+                rejected_done += 1
+            if rejected is not None and rejected_done == 0:
+                rejected.unlink(missing_ok=True)
+        return Answered(rows_done, rejected_done)
 
 
 def predict_file(
@@ -84,7 +183,8 @@ def predict_file(
     window: int = 8192,
     bf16: bool = False,
     overwrite: bool = False,
-) -> int:
+    rejected: str | Path | None = None,
+) -> Answered:
     """Answer every row of a file in another, which is either complete or not there; of neither all is in memory.
 
     Args:
@@ -98,36 +198,67 @@ def predict_file(
         window: see [`predict`].
         bf16: see [`predict`].
         overwrite: replace a target that is there.
-
-    Returns:
-        The number of rows.
+        rejected: csv or jsonl; takes the rows that [`predict`] rejects, with their number, from 1, and the kept
+            columns. `None` refuses the source for the first of them.
 
     Raises:
         ValueError: for files, columns, texts or a model that cannot be used; the target stays as it was.
     """
     source, target = Path(source), Path(target)
-    if target.suffix.lower() not in _WRITERS:
-        raise ValueError(f"The output must end in {' or '.join(_WRITERS)}, got {target}; choose another name.")
-    check_new(target, overwrite)
-    head, rows = _open_rows(str(source))
-    texts, kept = _choose_columns(head, text_columns, keep_columns or ())
-    classifier = load_classifier(model, needs_head=True)
-    tokenizer = load_tokenizer(model, classifier.config)
-    if torch.accelerator.is_available():
-        classifier.to(torch.accelerator.current_accelerator())
+    for path in (target, *([] if rejected is None else [Path(rejected)])):
+        if path.suffix.lower() not in WRITERS:
+            raise ValueError(
+                f"The output must end in {' or '.join(WRITERS)}, or be a folder, got {path}; choose another name."
+            )
+        check_new(path, overwrite)
+    head, _ = _open_rows(str(source))
+    # Before a model is loaded.
+    _choose_columns(head, text_columns, keep_columns or ())
+    predictor = FilePredictor(model, text_columns, keep_columns, max_length, batch_size, window, bf16)
+    return predictor.answer(source, target, None if rejected is None else Path(rejected))
 
-    def text_of(row: Row) -> Any:
-        return row.get(texts[0]) if len(texts) == 1 else [row.get(name) for name in texts]
 
-    to_read, to_keep = tee(rows)
-    answers = predict(classifier, tokenizer, map(text_of, to_read), batch_size, window, max_length, bf16)
-    write, done = _WRITERS[target.suffix.lower()], 0
-    with whole_file(target) as file:
-        # The answers first: the other branch of `tee` then holds what a window holds, and no row too many.
-        for answer, row in tqdm(zip(answers, to_keep, strict=False), desc="predict", unit=" rows", disable=None):
-            write(file, {**{name: row.get(name) for name in kept}, **answer}, done == 0)
-            done += 1
-    return done
+def _device() -> torch.device:
+    """Of this process: on a machine with several accelerators each has its own."""
+    if not torch.accelerator.is_available():
+        return torch.device("cpu")
+    place = get_cpu_distributed_information().local_rank % torch.accelerator.device_count()
+    return torch.device(f"{torch.accelerator.current_accelerator()}:{place}")
+
+
+def _refuse(texts: Sequence[Any], found: Sequence[Row | None], parts: int, before: int) -> None:
+    """Say which is the first text that cannot be answered.
+
+    Raises:
+        ValueError: where there is one.
+    """
+    for number, (text, reason) in enumerate(zip(texts, found, strict=True), before + 1):
+        if reason is not None:
+            wanted = "a text" if parts == 1 else "two texts"
+            raise ValueError(
+                f"Row {number} must hold {wanted}, got {shortened(text)}; fill or drop it, or have it put aside by "
+                "`--rejected`."
+            )
+
+
+def _reason(text: Any, parts: int, no_empty: bool) -> Row | None:
+    """Why a text cannot be answered, as far as can be said before it is tokenised."""
+    pieces: Sequence[Any] = [text] if parts == 1 else text if isinstance(text, (tuple, list)) else [None]
+    if all(isinstance(piece, str) for piece in pieces) and _parts(text) == parts:
+        if no_empty and not any(piece.strip() for piece in pieces):
+            return {"reason": "empty", "found": shortened(text)}
+        return None
+    reason = "missing" if any(piece is None for piece in pieces) else "not text"
+    return {"reason": reason, "found": shortened(text)}
+
+
+def _features(tokenizer: Any, texts: Sequence[Any], parts: int, limit: int | None) -> list[Row]:
+    """The inputs of a model, unpadded, cut at a limit."""
+    if not texts:
+        return []
+    columns = [texts] if parts == 1 else [list(column) for column in zip(*texts, strict=True)]
+    encoded = tokenizer(*columns, truncation=limit is not None, max_length=limit, verbose=False)
+    return [{name: values[row] for name, values in encoded.items()} for row in range(len(texts))]
 
 
 def _parts(text: Any) -> int:
@@ -155,6 +286,8 @@ def logits_of(
         (N, labels) in float32 on the CPU, in the order of the features.
     """
     order = sorted(range(len(features)), key=lambda row: len(features[row]["input_ids"]))
+    if not features:
+        return torch.empty(0, model.config.num_labels)
     logits = []
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
         for start in range(0, len(order), batch_size):
@@ -193,7 +326,7 @@ def _open_rows(path: str) -> tuple[list[Row], Iterator[Row]]:
     Raises:
         ValueError: for a file that cannot be read, or that holds no rows.
     """
-    reader, options = file_reader(path, {"txt": "text"})
+    reader, options = file_reader(path, TEXT_FILES)
 
     def stream(**features: Any) -> Iterator[Row]:
         with reading(path, REPAIR):
@@ -226,10 +359,22 @@ def _choose_columns(
     for name in kept:
         if name not in columns:
             raise ValueError(f"There is no column {name!r}; the data has {', '.join(columns)}.")
-    taken = sorted({"label", "score", "labels", "scores", "value"}.intersection(kept))
+    taken = sorted({"label", "score", "labels", "scores", "value", "row", "reason", "found"}.intersection(kept))
     if taken:
         raise ValueError(f"`--keep-columns` must leave room for the answer, got {taken[0]}; rename it in the input.")
     return texts, kept
+
+
+def write_row(file: TextIO, path: Path, row: Row, first: bool) -> None:
+    """Write a row as the ending of a file's name says.
+
+    Args:
+        file: to write to.
+        path: its name.
+        row: values by column.
+        first: whether it is the file's first.
+    """
+    WRITERS[path.suffix.lower()](file, row, first)
 
 
 def _write_csv(file: TextIO, row: Row, first: bool) -> None:
@@ -243,4 +388,4 @@ def _write_jsonl(file: TextIO, row: Row, first: bool) -> None:
     file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
-_WRITERS: dict[str, Callable[[TextIO, Row, bool], None]] = {".csv": _write_csv, ".jsonl": _write_jsonl}
+WRITERS: dict[str, Callable[[TextIO, Row, bool], None]] = {".csv": _write_csv, ".jsonl": _write_jsonl}

@@ -22,6 +22,7 @@ from .checkpoint import hub_id, load_classifier
 from .cost import predicted_speedup, share_kept
 from .data import TaskData
 from .files import whole_folder, write_json
+from .processes import on_main
 from .retention import RetentionUnit
 from .steps import TrainedStep, check_model, evaluate_step, fine_tune, retrain, search_configuration
 from .trainer import PoWERTrainingArguments
@@ -56,7 +57,8 @@ def run_recipe(
     """All three steps, in `args.output_dir`.
 
     The folder gets `fine_tuned/`, `searched/` and `final/`, each a model with its tokenizer and its `step.json`
-    (metrics, logs, masses), and `report.json`. A step whose folder is there is not run again.
+    (metrics, logs, masses), and `report.json`. A step whose folder is there is not run again. Of several processes the
+    main one writes; all must see the folder.
 
     Args:
         model: a Hub id or folder of a BERT or ALBERT checkpoint.
@@ -167,10 +169,22 @@ def search_and_retrain(
     final = _step(
         root, "final", lambda step_args: retrain(root / "searched", data, step_args, teacher=base), data, args, say
     )
+    say("measuring speed")
+    return on_main(lambda: _report(model, data, args, root, fine_tuned, searched, final))
+
+
+def _report(
+    model: str,
+    data: TaskData,
+    args: PoWERTrainingArguments,
+    root: Path,
+    fine_tuned: dict[str, Any],
+    searched: dict[str, Any],
+    final: dict[str, Any],
+) -> dict[str, Any]:
+    """Measure the final model, and write `report.json`."""
     # A run that was killed right after its last step left them.
     shutil.rmtree(root / "checkpoints", ignore_errors=True)
-
-    say("measuring speed")
     ours = load_classifier(root / "final")
     steps = {"base": fine_tuned, "final": final}
     report = {
@@ -241,14 +255,14 @@ def _step(
 ) -> dict[str, Any]:
     """Run a step that has not been finished, and read what it left."""
     folder = root / name
-    if not folder.is_dir():
+    if on_main(lambda: not folder.is_dir()):
         say(f"{name}: {doing}")
         step_args = copy.copy(args)
         step_args.output_dir = str(root / "checkpoints" / name)
         # Upstream casts the model itself for these, and the model is saved afterwards.
         step_args.bf16_full_eval = step_args.fp16_full_eval = False
-        _save_step(train(step_args), data, folder)
-        shutil.rmtree(root / "checkpoints", ignore_errors=True)
+        step = train(step_args)
+        on_main(lambda: _save_step(step, data, folder))
     record = read_step(folder)
     say(f"{name}: {data.metric} {record['metrics'][data.metric]:.4f}")
     return record
@@ -293,8 +307,10 @@ def timed_features(data: TaskData) -> list[dict[str, Any]]:
 
 
 def _save_step(step: TrainedStep, data: TaskData, folder: Path) -> None:
+    """Write the folder of a step, and remove what it took to get there."""
     with whole_folder(folder) as partial:
         step.model.save_pretrained(partial)
         data.tokenizer.save_pretrained(partial)
         record = {name: getattr(step, name) for name in ("metrics", "tuning", "masses", "history")}
         write_json(partial / "step.json", record)
+    shutil.rmtree(folder.parent / "checkpoints", ignore_errors=True)

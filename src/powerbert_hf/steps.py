@@ -19,12 +19,16 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from .callbacks import LeaveWhenTold
 from .checkpoint import load_classifier
 from .data import TaskData
+from .files import writing
 from .labels import named_labels
+from .processes import on_main
 from .retention import RetentionSoftExtract, RetentionUnit, retention_mass
+from .stopping import Terminated, on_sigterm
 from .tasks import METRICS
-from .trainer import PoWERTrainer, PoWERTrainingArguments
+from .trainer import PoWERTrainer, PoWERTrainingArguments, check_not_sharded
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +200,7 @@ def check_model(model: str | Path, data: TaskData, fine_tuned: bool) -> PreTrain
 
 
 def _trainer(model: PreTrainedModel, data: TaskData, args: PoWERTrainingArguments, **more: Any) -> PoWERTrainer:
-    return PoWERTrainer(
+    trainer = PoWERTrainer(
         model=model,
         args=args,
         train_dataset=data.train,
@@ -207,22 +211,40 @@ def _trainer(model: PreTrainedModel, data: TaskData, args: PoWERTrainingArgument
         compute_metrics=data.compute_metrics,
         **more,
     )
+    check_not_sharded(trainer)
+    return trainer
 
 
 def _run(trainer: PoWERTrainer) -> None:
-    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(trainer.args.output_dir))
+    """Train to the end, from the last checkpoint if there is one.
+
+    Raises:
+        Terminated: where a process was told to leave; a checkpoint has been written then.
+    """
+    args = trainer.args
+    leave = LeaveWhenTold(trainer.accelerator)
+    trainer.add_callback(leave)
+    last = on_main(lambda: _last_complete_checkpoint(args.output_dir, args.world_size))
+    with writing(args.output_dir), on_sigterm(trainer.accelerator.set_trigger):
+        trainer.train(resume_from_checkpoint=last)
+    # Told by whatever means, half of a training is not one.
+    if leave.told or trainer.state.global_step < trainer.state.max_steps:
+        raise Terminated(
+            f"told to leave after step {trainer.state.global_step} of {trainer.state.max_steps}; the same command "
+            f"goes on from the checkpoint in {args.output_dir}"
+        )
 
 
-def _last_complete_checkpoint(folder: str) -> str | None:
+def _last_complete_checkpoint(folder: str, processes: int) -> str | None:
     for checkpoint in reversed(sort_checkpoints(folder)):
-        if _is_complete(Path(checkpoint)):
+        if _is_complete(Path(checkpoint), processes):
             return checkpoint
         logger.info("%s is incomplete and will be written again", checkpoint)
     return None
 
 
-def _is_complete(checkpoint: Path) -> bool:
-    """Whether a training can go on from it: the `Trainer` writes it in place, and its state last.
+def _is_complete(checkpoint: Path, processes: int) -> bool:
+    """Whether a training of so many processes can go on from it: the `Trainer` writes it in place, and its state last.
 
     The formats tell a file that was cut short, so a power failure is noticed too.
     """
@@ -232,7 +254,9 @@ def _is_complete(checkpoint: Path) -> bool:
             pass
     except (OSError, ValueError, SafetensorError):
         return False
-    return all(is_zipfile(checkpoint / name) for name in (OPTIMIZER_NAME, SCHEDULER_NAME, "rng_state.pth"))
+    ranks = [""] if processes == 1 else [f"_{rank}" for rank in range(processes)]
+    names = [OPTIMIZER_NAME, SCHEDULER_NAME, *(f"rng_state{rank}.pth" for rank in ranks)]
+    return all(is_zipfile(checkpoint / name) for name in names)
 
 
 def _train(

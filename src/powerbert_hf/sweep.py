@@ -15,6 +15,7 @@ from .benchmark import benchmark
 from .checkpoint import load_classifier
 from .data import TaskData
 from .files import whole_folder, write_json
+from .processes import on_main
 from .recipe import RecipeResult, check_speedups, first_step, search_and_retrain, timed_features
 from .retention import RetentionUnit
 from .trainer import PoWERTrainingArguments
@@ -61,7 +62,14 @@ def sweep(
     base = first_step(model, data, args, root, fine_tuned, say)
     runs = [_run(model, root, base, data, args, speedup, unit, say) for speedup in sorted(set(speedups))]
     say("measuring baselines")
-    ours = load_classifier(root / _name(min(speedups)) / "final")
+    return on_main(lambda: _compare(model, root, runs, data, args))
+
+
+def _compare(
+    model: str, root: Path, runs: list[dict[str, Any]], data: TaskData, args: PoWERTrainingArguments
+) -> dict[str, Any]:
+    """Time the baselines beside the slowest run, and write `sweep.json`."""
+    ours = load_classifier(root / _name(runs[0]["training"]["speedup"]) / "final")
     timed = benchmark(ours, timed_features(data), args.per_device_eval_batch_size, ("a", "b", "c", "ours"), repeats=3)
     baselines = {row.description: row.speedup for name, row in timed.rows.items() if name != "ours"}
     found = {
@@ -119,15 +127,19 @@ def fastest_within(
             "or train for more epochs into another folder."
         )
     chosen = max(good)
-    if not (root / "final").is_dir():
-        with whole_folder(root / "final") as partial:
-            shutil.copytree(root / _name(chosen) / "final", partial, dirs_exist_ok=True)
     report = {
         **reports[chosen],
         "max_drop": max_drop,
         "tried": [{"speedup": speedup, "drop": drop} for speedup, drop in sorted(tried.items())],
     }
-    write_json(root / "report.json", report)
+
+    def choose() -> None:
+        if not (root / "final").is_dir():
+            with whole_folder(root / "final") as partial:
+                shutil.copytree(root / _name(chosen) / "final", partial, dirs_exist_ok=True)
+        write_json(root / "report.json", report)
+
+    on_main(choose)
     return RecipeResult(root / "final", report)
 
 
@@ -174,7 +186,7 @@ def _run(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     folder = root / _name(speedup)
-    if (folder / "report.json").is_file():
+    if on_main((folder / "report.json").is_file):
         return json.loads((folder / "report.json").read_text(encoding="utf-8"))
     say(f"{speedup:g}x faster, in {folder.name}:")
     run_args = copy.copy(args)

@@ -12,15 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modelcard import TrainingSummary
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .agreement import log_probabilities
 from .budget import Budget
+from .callbacks import ClampRetentionWeights, FiniteGradients, HoldBudget, finite_masses
 from .card import Facts, is_own, make_card
 from .checkpoint import hub_id
-from .retention import clamp_retention_weights, retention_config_from_mass, retention_mass
+from .processes import lengths_of_all
+from .retention import retention_config_from_mass, retention_mass
 from .retention_file import RETENTION_FILE, RetentionFile
 
 
@@ -81,59 +83,6 @@ class PoWERTrainingArguments(TrainingArguments):
             )
 
 
-class ClampRetentionWeights(TrainerCallback):
-    """Brings the retention weights back to [0, 1] after each optimizer step."""
-
-    def on_optimizer_step(self, *args: Any, model: Any, **kwargs: Any) -> None:
-        """See `TrainerCallback`; `model` is the unwrapped one."""
-        clamp_retention_weights(model.retention_weights)
-
-
-def finite_masses(retention_weights: Tensor) -> list[float]:
-    """The masses of a search that has not diverged.
-
-    Args:
-        retention_weights: (L, R).
-
-    Raises:
-        ValueError: where one is not finite.
-    """
-    masses = retention_mass(retention_weights.detach().double().cpu()).tolist()
-    if not all(map(math.isfinite, masses)):
-        raise ValueError(f"The search must end in finite masses, got {masses}; lower the learning rate or lambda.")
-    return masses
-
-
-class HoldBudget(TrainerCallback):
-    """Learns masses that have a budget, which falls as the training goes on, rather than each weight by itself.
-
-    All weights of an encoder get one gradient, so that the optimizer moves them alike: by the logarithm of the factor
-    that its mass grows by. The masses are then brought to the budget and the weights made anew from them.
-    """
-
-    def __init__(self, budget: Budget) -> None:
-        self.budget = budget
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
-        """See `TrainerCallback`; `model` is the unwrapped one."""
-        self.weights = model.retention_weights
-
-    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Turn the gradient of the weights into that of the masses."""
-        self.before = self.weights.detach().double().cpu()
-        gradient = self.budget.share_out(self.before, self.weights.grad)
-        self.weights.grad.copy_(gradient[:, None].expand_as(self.weights))
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Turn the step of the weights into one of the masses."""
-        finite_masses(self.weights)
-        growth = (self.weights.detach().double().cpu() - self.before)[:, -1]
-        masses = retention_mass(self.before) * growth.exp()
-        masses = self.budget.hold(masses, (state.global_step + 1) / state.max_steps)
-        with torch.no_grad():
-            self.weights.copy_(self.budget.ramp(masses))
-
-
 def distillation_loss(answers: Tensor, wanted: Tensor, problem_type: str | None) -> Tensor:
     """How far the answers of a model are from those of its teacher.
 
@@ -156,6 +105,23 @@ def distillation_loss(answers: Tensor, wanted: Tensor, problem_type: str | None)
         return nn.functional.mse_loss(answers, wanted)
     given, aim = (log_probabilities(logits, problem_type).flatten(0, -2) for logits in (answers, wanted))
     return nn.functional.kl_div(given, aim, log_target=True, reduction="batchmean")
+
+
+def check_not_sharded(trainer: Trainer) -> None:
+    """Make sure that each process holds all weights of a model.
+
+    Args:
+        trainer: that will train it.
+
+    Raises:
+        ValueError: under FSDP or DeepSpeed.
+    """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ValueError(
+            "Retention weights are searched, and the steps of a recipe saved, where each process holds the whole "
+            f"model, got {'FSDP' if trainer.is_fsdp_enabled else 'DeepSpeed'}; start `accelerate launch --multi_gpu` "
+            "or `torchrun` without it."
+        )
 
 
 class EpochLengthGroupedSampler(LengthGroupedSampler):
@@ -187,11 +153,12 @@ class PoWERTrainer(Trainer):
         args: for `Trainer`.
         teacher: a classifier whose answers `args.distillation` of the loss asks for; without it that is left out.
         lengths: real word-vectors of inputs such as those that the model will see, on which `args.speedup` is
-            predicted; `None` takes those of `train_dataset`.
+            predicted; `None` takes those of `train_dataset`. Of several processes all lengths count.
         kwargs: for `Trainer`.
 
     Raises:
-        ValueError: for retention weights that are not float32, or for a speed-up that cannot be reached.
+        ValueError: for retention weights that are not float32 or would be sharded, or for a speed-up that cannot be
+            reached; in training, where the loss is no longer finite.
     """
 
     def __init__(
@@ -204,9 +171,11 @@ class PoWERTrainer(Trainer):
         if teacher is not None and self.args.distillation:
             self.teacher = teacher.to(self.args.device).eval()
         self._since_last_log: dict[str, list[Tensor]] = defaultdict(list)
+        self.add_callback(FiniteGradients())
         weights = self._retention_weights
         if weights is None:
             return
+        check_not_sharded(self)
         if weights.dtype != torch.float32:
             raise ValueError(
                 f"Retention weights must be trained in torch.float32, got {weights.dtype}; load the model in float32 "
@@ -217,9 +186,8 @@ class PoWERTrainer(Trainer):
             if lengths is not None:
                 self._predicted = Budget(self.model.config, None, lengths).predicted
         else:
-            self._budget = Budget(
-                self.model.config, self.args.speedup, self._lengths() if lengths is None else lengths
-            )
+            lengths = lengths_of_all(self._lengths() if lengths is None else lengths)
+            self._budget = Budget(self.model.config, self.args.speedup, lengths)
             self._predicted = self._budget.predicted
             self.add_callback(HoldBudget(self._budget))
 

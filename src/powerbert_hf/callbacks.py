@@ -1,0 +1,109 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What happens at each step of a training, besides the step: retention weights are held, and it may end early."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from .budget import Budget
+from .retention import clamp_retention_weights, retention_mass
+
+
+class ClampRetentionWeights(TrainerCallback):
+    """Brings the retention weights back to [0, 1] after each optimizer step."""
+
+    def on_optimizer_step(self, *args: Any, model: Any, **kwargs: Any) -> None:
+        """See `TrainerCallback`; `model` is the unwrapped one."""
+        clamp_retention_weights(model.retention_weights)
+
+
+def finite_masses(retention_weights: Tensor) -> list[float]:
+    """The masses of a search that has not diverged.
+
+    Args:
+        retention_weights: (L, R).
+
+    Raises:
+        ValueError: where one is not finite.
+    """
+    masses = retention_mass(retention_weights.detach().double().cpu()).tolist()
+    if not all(map(math.isfinite, masses)):
+        raise ValueError(f"The search must end in finite masses, got {masses}; lower the learning rate or lambda.")
+    return masses
+
+
+class HoldBudget(TrainerCallback):
+    """Learns masses that have a budget, which falls as the training goes on, rather than each weight by itself.
+
+    All weights of an encoder get one gradient, so that the optimizer moves them alike: by the logarithm of the factor
+    that its mass grows by. The masses are then brought to the budget and the weights made anew from them.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        """See `TrainerCallback`; `model` is the unwrapped one."""
+        self.weights = model.retention_weights
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Turn the gradient of the weights, which is that of all processes by now, into that of the masses."""
+        self.before = self.weights.detach().double().cpu()
+        gradient = self.budget.share_out(self.before, self.weights.grad)
+        self.weights.grad.copy_(gradient[:, None].expand_as(self.weights))
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Turn the step of the weights into one of the masses."""
+        finite_masses(self.weights)
+        growth = (self.weights.detach().double().cpu() - self.before)[:, -1]
+        masses = retention_mass(self.before) * growth.exp()
+        masses = self.budget.hold(masses, (state.global_step + 1) / state.max_steps)
+        with torch.no_grad():
+            self.weights.copy_(self.budget.ramp(masses))
+
+
+class LeaveWhenTold(TrainerCallback):
+    """Ends a training with a checkpoint after the step in which any of its processes was told to leave.
+
+    Upstream's `enable_jit_checkpoint` does not ask the other processes, and saves in the middle of a step.
+
+    Args:
+        accelerator: of the training; `set_trigger` tells it.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        self.accelerator = accelerator
+        self.told = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `TrainerCallback`."""
+        if self.accelerator.check_trigger():
+            self.told = control.should_save = control.should_training_stop = True
+
+
+class FiniteGradients(TrainerCallback):
+    """Ends a training whose loss is lost, before it spoils the weights, in all processes alike."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+        """See `TrainerCallback`; `model` is the unwrapped one.
+
+        Raises:
+            ValueError: where a gradient is not finite.
+        """
+        # In float16 a gradient may be infinite: the step is skipped then, and the loss scaled down.
+        if args.fp16:
+            return
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        if torch.isfinite(norm):
+            return
+        last = get_last_checkpoint(args.output_dir)
+        raise ValueError(
+            f"The loss and its gradient must be finite, got {norm.item()} in step {state.global_step + 1} of "
+            f"{state.max_steps} (epoch {state.epoch or 0:.2f}); lower the learning rate, or look for such numbers in "
+            f"the labels. {f'{last} is from before.' if last else 'No checkpoint had been written.'}"
+        )

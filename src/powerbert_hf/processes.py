@@ -1,0 +1,87 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes that train one model: one of them writes, and all learn what came of it."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from accelerate.utils import gather_object
+
+Result = TypeVar("Result")
+# How gloo and NCCL say that a process at the other end is no more.
+_GONE = re.compile("gloo|NCCL|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
+
+
+class MainProcessFailed(RuntimeError):
+    """The main process could not do what all wait for; it says why."""
+
+
+def in_processes() -> bool:
+    """Whether other processes train with this one."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes."""
+    return not in_processes() or dist.get_rank() == 0
+
+
+def on_main(work: Callable[[], Result]) -> Result:
+    """Do something in the main process, while the others wait.
+
+    Args:
+        work: is called there, once; what it returns can be pickled.
+
+    Returns:
+        What it returned, in all processes.
+
+    Raises:
+        MainProcessFailed: in the others, where it raised something.
+    """
+    if not in_processes():
+        return work()
+    outcome: list[Any] = [False, None]
+    try:
+        if is_main():
+            outcome = [True, work()]
+    finally:
+        dist.broadcast_object_list(outcome)
+    if not outcome[0]:
+        raise MainProcessFailed
+    return outcome[1]
+
+
+def lengths_of_all(lengths: Sequence[int]) -> list[int]:
+    """The lengths of inputs that any process reads, so that all aim at one target.
+
+    Args:
+        lengths: of those that this process reads, a part of the data or all of it.
+
+    Returns:
+        In no order. Where each process reads all, each length as many times as there are processes.
+    """
+    if not in_processes():
+        return list(lengths)
+    return list(sum(gather_object([Counter(lengths)]), Counter()).elements())
+
+
+@contextmanager
+def others_needed() -> Iterator[None]:
+    """Say in a sentence that another process is no more.
+
+    Raises:
+        ConnectionError: in place of what the library that connects them raises.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (in_processes() and _GONE.search(str(error))):
+            raise
+        raise ConnectionError(
+            "Another process of this training is no more; start the same command again: it goes on from the last "
+            "checkpoint."
+        ) from error

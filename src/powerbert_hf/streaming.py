@@ -1,0 +1,132 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Training rows that are read while they are trained on, of more data than can be written down here first."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow
+from datasets import Dataset, IterableDataset
+
+from .checkpoint import load_config, load_tokenizer, reading
+from .data import REPAIR, TaskData, check_texts, file_reader, prepare_data, read_file
+from .labels import flat, read_labels
+from .tasks import TASKS, Task
+
+# Rows at the head of the stream: a tenth of them is the tuning split, and their labels are all that there may be.
+_HEAD = 20_000
+# Rows among which the next one is drawn.
+_SHUFFLED = 10_000
+# Rows that say what kind of labels these are, besides one of each class.
+_SAMPLE = 100
+
+
+def load_stream(options: Any, model: str, seed: int = 42) -> TaskData:
+    """Read a training split as a stream, and prepare it for a model.
+
+    The head of the stream is read first; a tenth of it becomes the tuning split. R is the length that inputs are cut
+    at, because nobody knows the longest.
+
+    Args:
+        options: an `arguments.DataArguments`: which data.
+        model: a Hub id or folder, with the tokenizer.
+        seed: of the order of rows and of the tuning split.
+
+    Raises:
+        ValueError: for a model or data that cannot be used; while training, for a class that the head lacks.
+    """
+    config = load_config(model)
+    tokenizer = load_tokenizer(model, config)
+    task = TASKS[options.task] if options.task else None
+    stream, held_out = _load_splits(options, task)
+    with reading("The training rows", REPAIR):
+        head = Dataset.from_list(list(stream.take(_HEAD)), features=stream.features)
+    named = {name: getattr(options, name) for name in ("dataset", "subset", "task", "train_file", "eval_file")}
+    data = prepare_data(
+        head,
+        held_out,
+        tokenizer,
+        config,
+        task,
+        options.text_columns,
+        options.label_column,
+        options.max_length,
+        None,
+        options.max_eval_samples,
+        seed,
+        named,
+    )
+    texts, labels = data.source["text_columns"], data.source["label_column"]
+    columns = [labels] if isinstance(labels, str) else labels
+    sample, limit = _sample(head, columns), data.source["max_length"]
+
+    def encode(rows: dict[str, list]) -> dict[str, list]:
+        try:
+            batch = Dataset.from_dict(rows, features=head.features)
+            check_texts(batch, texts)
+            _, numbers, _, _ = read_labels(sample, batch, columns, data.label_names)
+        except (ValueError, pyarrow.ArrowException) as error:
+            raise ValueError(f"All rows of the stream must be like its first {len(head):,}: {error}") from error
+        encoded = tokenizer(*(rows[name] for name in texts), truncation=True, max_length=limit)
+        return {**encoded, "labels": numbers}
+
+    first = data.train.remove_columns("length").to_iterable_dataset()
+    rest = stream.skip(len(head)).map(encode, batched=True, remove_columns=head.column_names, features=first.features)
+    whole = datasets.concatenate_datasets([first, rest]).shuffle(seed=seed, buffer_size=_SHUFFLED)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        """Without an end, so that no process comes to one before the others."""
+        for epoch in count():
+            whole.set_epoch(epoch)
+            yield from whole
+
+    # Processes share out the rows of one generator; several files they would share out, tuning rows and all.
+    train = IterableDataset.from_generator(rows, features=first.features)
+    return replace(data, train=train, source={**data.source, "train_rows": None})
+
+
+def _load_splits(options: Any, task: Task | None) -> tuple[IterableDataset, Dataset]:
+    """The training split as a stream, and the split to report.
+
+    Raises:
+        ValueError: where nothing is to be read, or a split is missing.
+    """
+    if options.train_file is not None and options.eval_file is not None and options.dataset is None:
+        reader, more = file_reader(options.train_file)
+        with reading(options.train_file, REPAIR):
+            stream = datasets.load_dataset(
+                reader, data_files=options.train_file, split="train", streaming=True, **more
+            )
+        return stream, read_file(options.eval_file)
+    if options.dataset is None or options.train_file is not None:
+        raise ValueError(
+            "`--streaming` reads a `--train-file` with its `--eval-file`, or a `--dataset`, got neither or both."
+        )
+    with reading(f"The data set {options.dataset}", "check its name or folder, or fetch it again"):
+        splits = datasets.load_dataset(options.dataset, options.subset, streaming=True)
+    wanted = dict.fromkeys([task.eval_split if task else "validation", "validation", "test"])
+    reported = [name for name in wanted if name in splits]
+    if "train" not in splits or not (reported or options.eval_file):
+        raise ValueError(
+            f"Data set {options.dataset!r} must have a split `train` and one to report, got {list(splits)}."
+        )
+    if options.eval_file is not None:
+        return splits["train"], read_file(options.eval_file)
+    held_out = splits[reported[0]]
+    return splits["train"], Dataset.from_list(list(held_out), features=held_out.features)
+
+
+def _sample(head: Dataset, columns: Sequence[str]) -> Dataset:
+    """Some rows with one of each class among them, by which the labels of others are understood."""
+    known: set[Any] = set()
+    chosen = []
+    for row, label in enumerate(zip(*(head[name] for name in columns), strict=True)):
+        new = {one for value in label for one in flat([value])} - known
+        if row < _SAMPLE or (new and not any(isinstance(one, float) for one in new)):
+            chosen.append(row)
+            known |= new
+    return head.select(np.array(chosen))

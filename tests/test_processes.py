@@ -1,0 +1,132 @@
+"""Two processes that train one model: the same budget, weights and metrics as in one, written once."""
+
+import json
+import os
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+
+import pytest
+import torch
+from datasets import Dataset
+
+from conftest import Host, without_dropout
+from powerbert_hf import cli
+from powerbert_hf.processes import MainProcessFailed, lengths_of_all, on_main
+from test_trainer import SOFT, make_trainer, rows_of_one_length
+
+
+def search(folder, lengths, size):
+    """Masses before and after a search for a speed-up, and the configuration."""
+    model = without_dropout(Host("bert").make(**SOFT, retention_soft_extract="hide"))
+    fields = {"max_steps": 4, "optim": "sgd", "learning_rate": 0.1, "retention_learning_rate": 1.0, "speedup": 2.0}
+    data = rows_of_one_length()
+    trainer = make_trainer(model, data, None, folder, per_device_train_batch_size=size, num_train_epochs=4, **fields)
+    if lengths:
+        trainer = type(trainer)(model, trainer.args, train_dataset=data, lengths=lengths)
+    trainer.train()
+    return model.retention_weights.detach(), trainer.retention_config
+
+
+def refuse():
+    raise ValueError("on the main process")
+
+
+def work_as_rank(rank, argv, folder):
+    os.environ.update(rank)
+    number = int(rank["RANK"])
+    with open(folder / f"{number}.txt", "w") as file, redirect_stdout(file), redirect_stderr(file):
+        # Each reads other lengths.
+        found = search(folder, [[8] * 10, [20] * 30][number], 8)
+        torch.save(found, folder / f"search-{number}.pt")
+        assert sorted(lengths_of_all([number, number])) == [0, 0, 1, 1]
+        assert on_main(lambda: 5 + number) == 5
+        with pytest.raises((ValueError, MainProcessFailed)[number]):
+            on_main(refuse)
+        sys.exit(cli.main(["train", *argv]))
+
+
+@pytest.fixture
+def inputs(rows, tokenizer, tmp_path):
+    """Splits of which no batch of two processes makes whole ones."""
+    Host("bert").make_stock().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    Dataset.from_list(rows).to_csv(tmp_path / "train.csv")
+    Dataset.from_list(rows[:41]).to_csv(tmp_path / "eval.csv")
+    paths = [f"--{name.replace('_', '-')}={tmp_path / name}.csv" for name in ("train", "eval")]
+    files = [path.replace("=", "-file=", 1) for path in paths]
+    training = ["--num-train-epochs=1", "--learning-rate=1e-3", "--disable-tqdm=true"]
+    return [f"--model={tmp_path / 'model'}", *files, f"--output-dir={tmp_path / 'run'}", *training]
+
+
+def test_a_recipe_in_two_processes(inputs, start, as_rank, tmp_path, capsys):
+    ranks = [start(work_as_rank, rank, inputs, tmp_path) for rank in as_rank]
+    for number, process in enumerate(ranks):
+        process.join()
+        assert process.exitcode == 0, (tmp_path / f"{number}.txt").read_text()
+
+    # The search of one process that knows all lengths and sees all rows of a step.
+    weights, config = search(tmp_path, [8] * 10 + [20] * 30, 16)
+    for number in range(2):
+        theirs, found = torch.load(tmp_path / f"search-{number}.pt")
+        torch.testing.assert_close(theirs, weights, atol=1e-5, rtol=0)
+        assert found == pytest.approx(config)
+    assert torch.equal(*(torch.load(tmp_path / f"search-{number}.pt")[0] for number in range(2)))
+
+    run = tmp_path / "run"
+    names = ["command.json", "final", "fine_tuned", "report.json", "searched"]
+    assert sorted(path.name for path in run.iterdir()) == names
+    report = json.loads((run / "report.json").read_text())
+    # As many rows in a step as in one process.
+    assert report["training"]["per_device_train_batch_size"] == 16
+    for step in ("fine_tuned", "searched", "final"):
+        assert json.loads((run / step / "step.json").read_text())["history"][-1]["step"] == 2
+    assert json.loads((run / "command.json").read_text())["arguments"]["processes"] == 2
+    assert report["tuning"]["predicted_speedup"] == pytest.approx(2.0, rel=0.1)
+    # One process, which has each row once, measures the same.
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(run / "final"), f"--eval-file={tmp_path / 'eval.csv'}"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    for name in ("accuracy", "f1", "matthews_correlation"):
+        assert report["metrics"]["final"][name] == pytest.approx(alone[name], abs=1e-12)
+    assert "final model" in (tmp_path / "0.txt").read_text()
+    assert "final model" not in (tmp_path / "1.txt").read_text()
+
+    # Two processes take another number of steps than one: the folder is no one-process run.
+    assert cli.main(["train", *inputs]) == 2
+    assert "holds the run of another command" in capsys.readouterr().err
+
+
+def train_as_rank(rank, argv, log):
+    os.environ.update(rank)
+    with open(log, "w") as file, redirect_stdout(file), redirect_stderr(file):
+        sys.exit(cli.main(["train", *argv]))
+
+
+def test_what_is_refused_is_said_once(inputs, start, as_rank, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    logs = [tmp_path / "0.txt", tmp_path / "1.txt"]
+    ranks = [start(train_as_rank, rank, inputs, log) for rank, log in zip(as_rank, logs, strict=True)]
+    for process in ranks:
+        process.join()
+        assert process.exitcode == 2
+    assert "holds something else; choose another `--output-dir`" in logs[0].read_text()
+    assert "powerbert train" not in logs[1].read_text()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_sharded_models_are_refused(rows, tokenizer, tmp_path, monkeypatch):
+    from powerbert_hf.trainer import PoWERTrainer
+
+    monkeypatch.setattr(PoWERTrainer, "create_accelerator_and_postprocess", sharded)
+    with pytest.raises(ValueError, match="each process holds the whole model, got FSDP; start `accelerate launch"):
+        make_trainer(Host("bert").make(**SOFT), rows_of_one_length(), None, tmp_path)
+    make_trainer(Host("bert").make(), rows_of_one_length(), None, tmp_path)
+
+
+def sharded(trainer):
+    """As upstream leaves a trainer under FSDP."""
+    from transformers import Trainer
+
+    Trainer.create_accelerator_and_postprocess(trainer)
+    trainer.is_fsdp_enabled = True

@@ -1,0 +1,103 @@
+"""Training rows that are read while they are trained on; tokenised rows that are found again."""
+
+import json
+from itertools import islice
+
+import pytest
+from datasets import Dataset
+
+from conftest import Host
+from powerbert_hf import cli, streaming
+from powerbert_hf.arguments import DataArguments
+from powerbert_hf.checkpoint import load_tokenizer
+from powerbert_hf.data import read_file, tokenize
+
+
+@pytest.fixture
+def options(rows, tokenizer, tmp_path, monkeypatch):
+    """Of a run on a stream of which 20 rows are the head."""
+    monkeypatch.setattr(streaming, "_HEAD", 20)
+    monkeypatch.setattr(streaming, "_SHUFFLED", 8)
+    Host("bert").make_stock().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    Dataset.from_list(rows).to_json(tmp_path / "rows.jsonl")
+    files = {"train_file": str(tmp_path / "rows.jsonl"), "eval_file": str(tmp_path / "rows.jsonl")}
+    return DataArguments(**files, streaming=True)
+
+
+def test_a_stream_holds_every_row_once_but_those_to_tune_on(options, rows, tokenizer, tmp_path):
+    data = streaming.load_stream(options, str(tmp_path / "model"))
+    assert data.label_names == ("negative", "positive")
+    assert data.retention_length == 64
+    found, again = (
+        [(tuple(row["input_ids"]), row["labels"]) for row in islice(data.train, start, start + 62)]
+        for start in (0, 62)
+    )
+    tuned_on = [(tuple(row["input_ids"]), row["labels"]) for row in data.tune]
+    wanted = [(tuple(tokenizer(row["text"])["input_ids"]), int(row["label"] == "positive")) for row in rows]
+    assert len(tuned_on) == 2
+    assert sorted(found + tuned_on) == sorted(wanted)
+    # In another order each time.
+    assert sorted(again) == sorted(found)
+    assert again != found
+
+
+def arguments(tmp_path, *more):
+    files = [f"--{name}-file={tmp_path / 'rows.jsonl'}" for name in ("train", "eval")]
+    fast = [
+        "--streaming",
+        "--disable-tqdm=true",
+        "--per-device-train-batch-size=16",
+        f"--output-dir={tmp_path / 'run'}",
+    ]
+    return ["train", f"--model={tmp_path / 'model'}", *files, *fast, *more]
+
+
+def test_the_recipe_trains_on_a_stream_for_as_many_steps_as_asked(options, tmp_path):
+    assert cli.main(arguments(tmp_path, "--max-steps=6")) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["data"]["train_rows"] is None
+    assert report["retention_length"] == 64
+    history = json.loads((tmp_path / "run" / "final" / "step.json").read_text())["history"]
+    # Of 62 rows a step takes 16: the stream began anew.
+    assert history[-1]["step"] == 6
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "`--streaming` needs `--max-steps`, got -1"),
+        (["--max-steps=2", "--max-train-samples=9"], "`--streaming` draws no rows, got `--max-train-samples`"),
+        (["--max-steps=2", "--dataset=rows"], "`--streaming` reads a `--train-file` with its `--eval-file`"),
+    ],
+)
+def test_what_a_stream_cannot_do(options, tmp_path, capsys, more, message):
+    assert cli.main(arguments(tmp_path, *more)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_that_the_head_does_not_have_is_refused(options, rows, tmp_path):
+    with open(tmp_path / "rows.jsonl", "a") as file:
+        file.write('{"text": "good", "label": "mixed"}\n')
+    options.eval_file = str(tmp_path / "eval.jsonl")
+    Dataset.from_list(rows).to_json(tmp_path / "eval.jsonl")
+    data = streaming.load_stream(options, str(tmp_path / "model"))
+    with pytest.raises(ValueError, match="must be like its first 20: Classes mixed"):
+        list(islice(data.train, 100))
+
+
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_tokenised_rows_are_found_again(options, tmp_path, num_proc):
+    def files():
+        tokenizer = load_tokenizer(tmp_path / "model", Host("bert").make_stock().config)
+        data = read_file(options.train_file)
+        made = [tokenize(data.select(part), ["text"], [0] * 30, tokenizer, 64, num_proc) for part in PARTS]
+        return [file["filename"] for one in made for file in one.cache_files]
+
+    first = files()
+    assert first
+    assert files() == first
+
+
+PARTS = (range(30), range(30, 60))
