@@ -135,7 +135,7 @@ def test_tokenizers_that_are_not_the_models(folder, capsys):
         (options(model="./nothing/here"), "The configuration of ./nothing/here cannot be used: "),
         (
             options(dataset="nyu-mll/glue", subset="mrpc", train_file=None, eval_file=None),
-            "The data set nyu-mll/glue cannot be used: the Hub is not asked while HF_HUB_OFFLINE",
+            "The data set nyu-mll/glue cannot be used: Couldn't reach 'nyu-mll/glue' on the Hub",
         ),
         (options(dataset="model"), "Pass either `--dataset` or `--train-file`"),
         (options(eval_file=None), "`--train-file` needs an `--eval-file`"),

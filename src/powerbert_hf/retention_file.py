@@ -242,7 +242,7 @@ def hub_reason(error: BaseException | None) -> str | None:
         return None
     if isinstance(error, HfHubHTTPError):
         return f"the Hub answers with status {status}; try again later"
-    if isinstance(error, (HTTPError, ConnectionError)):
+    if isinstance(error, HTTPError):
         return "the connection to the Hub broke off, or there is none; try again"
     found = hub_reason(error.__cause__) or hub_reason(error.__context__)
     if found is None and isinstance(error, LocalEntryNotFoundError):
