@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_a_static_selection_keeps_the_same_with_and_without_padding(host, batch)
 
 def test_python_in_readme_compiles_and_names_what_there_is():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         compile(block, "README.md", "exec")
         for names in re.findall(r"from powerbert_hf import (.*)", block):
@@ -74,6 +75,15 @@ def test_commands_in_readme_are_ones_that_the_parser_takes(monkeypatch):
     assert len(calibrations) == 1
     options = arguments.parse_for_model("calibrate", calibrations[0].split(), arguments.CalibrateArguments)
     assert options.texts == "texts.txt"
+    looks = [
+        shlex.split(line, comments=True)[2:] for line in re.findall(r"^powerbert inspect .*$", text, re.MULTILINE)
+    ]
+    asked = [
+        arguments.parse_for_model("inspect", words, arguments.InspectArguments, ("model", "text", "second_text"))
+        for words in looks
+    ]
+    assert [one.model for one in asked] == ["runs/demo/final", "runs/demo/final", "runs/mrpc/final"]
+    assert asked[1].second_text == "and its pair"
     commands = re.findall(r"^powerbert (train) (.*)$", text, flags=re.MULTILINE)
     assert len(commands) == 2
     taken = []
