@@ -25,6 +25,7 @@ ORDER = [
     "benchmark",
     "profiling",
     "files",
+    "run_folder",
     "stopping",
     "processes",
     "checkpoint",

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,15 @@ def test_commands_in_readme_are_ones_that_the_parser_takes(monkeypatch):
         assert len(typed) == number
         for one in typed:
             arguments.parse_for_model(command, one.split(), kind)
+    looks = [
+        shlex.split(line, comments=True)[2:] for line in re.findall(r"^powerbert inspect .*$", text, re.MULTILINE)
+    ]
+    asked = [
+        arguments.parse_for_model("inspect", words, arguments.InspectArguments, ("model", "text", "second_text"))
+        for words in looks
+    ]
+    assert [one.model for one in asked] == ["runs/demo/final", "runs/demo/final", "runs/mrpc/final"]
+    assert asked[1].second_text == "and its pair"
     commands = re.findall(r"^powerbert (train) (.*)$", text, flags=re.MULTILINE)
     assert len(commands) == 2
     taken = []

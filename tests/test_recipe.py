@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from powerbert_hf import arguments, cli, recipe, steps, tasks
+from powerbert_hf import arguments, cli, recipe, run_folder, steps, tasks
 from powerbert_hf.trainer import PoWERTrainer
 
 FAST = ["--num-train-epochs=1", "--per-device-train-batch-size=16", "--learning-rate=1e-3", "--disable-tqdm=true"]
@@ -199,7 +199,7 @@ def test_a_step_without_its_record_is_refused(inputs, tmp_path, capsys):
 
 
 def test_two_commands_do_not_share_a_folder(inputs, tmp_path, capsys):
-    with cli._sole_use(tmp_path / "run"):
+    with run_folder.sole_use(tmp_path / "run"):
         assert cli.main(["train", *inputs]) == 2
     assert "One command at a time can use an `--output-dir`" in capsys.readouterr().err
     assert cli.main(["train", *inputs]) == 0

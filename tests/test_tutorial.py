@@ -15,7 +15,6 @@ TUTORIAL = Path(__file__).parent.parent / "docs" / "tutorial.md"
 BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", TUTORIAL.read_text(encoding="utf-8"), flags=re.DOTALL)
 # Small enough for a test, and no word of it changes what the tutorial says.
 SMALL = ["--max-train-samples=64", "--max-eval-samples=32", "--max-steps=4", "--disable-tqdm=true"]
-NOT_YET = {"publish": "powerbert publish arrives with the Hub"}
 
 
 def commands():
@@ -57,8 +56,6 @@ def test_tutorial(language, command, folder, monkeypatch, capsys):
         assert words == ["powerbert_hf"]
         return
     assert program == "powerbert"
-    if name in NOT_YET:
-        pytest.skip(NOT_YET[name])
     assert cli.main([name, *words, *(SMALL if name in ("train", "sweep") else [])]) == 0, capsys.readouterr().err
 
 

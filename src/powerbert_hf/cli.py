@@ -6,10 +6,8 @@ import argparse
 import json
 import logging
 import os
-import re
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -39,6 +37,7 @@ from .arguments import (
     settle_training,
     with_names,
 )
+from .run_folder import check_folder, sole_use, write_command
 from .stopping import Terminated, on_sigterm
 
 
@@ -122,6 +121,7 @@ def _train(argv: list[str]) -> None:
 def _sweep(argv: list[str]) -> None:
     from .charts import draw_sweep
     from .drawing import check_picture, save_picture
+    from .processes import is_main
     from .report import format_sweep
 
     sweep_args, data_args, args = _parse_training("sweep", argv, SweepArguments)
@@ -141,7 +141,7 @@ def _sweep(argv: list[str]) -> None:
             _say,
         )
     _say(f"\n{format_sweep(found)}")
-    if sweep_args.plot is not None:
+    if sweep_args.plot is not None and is_main():
         save_picture(draw_sweep(found), sweep_args.plot)
 
 
@@ -171,6 +171,7 @@ def run_training(recipe_args: RecipeArguments, data_args: DataArguments, args: A
         ValueError: for input that cannot be used, before anything is trained; or where nothing is fast enough within
             `max_drop`.
     """
+    from .processes import is_main
     from .report import format_report
 
     # The final model, by us: not each step, by the `Trainer`.
@@ -192,7 +193,7 @@ def run_training(recipe_args: RecipeArguments, data_args: DataArguments, args: A
         else:
             result = fastest_within(recipe_args.model, data, args, recipe_args.max_drop, **named)
     _say(f"\n{format_report(result.report, result.model_dir)}\n")
-    if push:
+    if push and is_main():
         public = args.hub_private_repo is False
         publish(args.output_dir, args.hub_model_id, public, token=args.hub_token, say=_say)
 
@@ -217,7 +218,7 @@ def _training(what: Any, data_args: DataArguments, args: Any, argv: list[str]) -
     folder = Path(args.output_dir)
     with ExitStack() as held:
         held.enter_context(others_needed())
-        going_on = on_main(lambda: _check_folder(folder, typed))
+        going_on = on_main(lambda: check_folder(folder, typed))
         # Tokenised once a machine: the other processes read what the first one has left in the cache.
         with args.main_process_first(desc="reading the data"):
             data = _load_data(data_args, what.model, args.seed)
@@ -225,9 +226,9 @@ def _training(what: Any, data_args: DataArguments, args: Any, argv: list[str]) -
             check_model(what.model, data, what.fine_tuned)
 
         def begin() -> None:
-            held.enter_context(_sole_use(folder))
+            held.enter_context(sole_use(folder))
             if not going_on:
-                _write_command(folder, argv, typed)
+                write_command(folder, argv, typed, __version__)
 
         on_main(begin)
         if going_on:
@@ -313,8 +314,8 @@ def _predict(argv: list[str]) -> None:
     # What makes other answers; where the rows are may change from day to day.
     typed = {"model": model, **{name: fields[name] for name in (*columns, "max_length", "bf16")}}
     folder = Path(output)
-    if not _check_folder(folder, typed, "--output"):
-        _write_command(folder, ["powerbert", "predict", *argv], typed)
+    if not check_folder(folder, typed, "--output"):
+        write_command(folder, ["powerbert", "predict", *argv], typed, __version__)
     predict_shards(shards, lambda: FilePredictor(model, **fields), _say)
 
 
@@ -444,74 +445,6 @@ def _quiet_datasets() -> None:
 def _names(typed: list[str] | None) -> list[str] | None:
     """Columns, separated by blanks or commas."""
     return [name for part in typed or [] for name in part.split(",")] or None
-
-
-@contextmanager
-def _sole_use(folder: Path) -> Iterator[None]:
-    """Lock the folder of a run, where the system can; the lock ends with the process, however that ends.
-
-    Raises:
-        ValueError: where another command is running in it.
-    """
-    from .files import InUse, take
-
-    folder.mkdir(parents=True, exist_ok=True)
-    if sys.platform == "win32":
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            take(descriptor, folder)
-        except InUse:
-            raise ValueError(
-                f"One command at a time can use an `--output-dir`, got a second one for {folder}; wait for the "
-                "other, or choose another folder."
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _check_folder(folder: Path, typed: dict[str, Any], option: str = "--output-dir") -> bool:
-    """Whether the folder holds this very run already.
-
-    Raises:
-        ValueError: where it holds something else.
-    """
-    from .files import check_free
-
-    record = folder / "command.json"
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"command.json", "command.json.partial"}:
-        # Its command was refused, or killed, before it trained anything.
-        return False
-    if record.is_file():
-        earlier = json.loads(record.read_text(encoding="utf-8"))
-        if earlier["arguments"] == json.loads(json.dumps(typed)):
-            return True
-        raise ValueError(
-            f"{folder} holds the run of another command ({' '.join(earlier['typed'])}); choose another `{option}`, or "
-            "remove it."
-        )
-    check_free(folder, option)
-    return False
-
-
-def _write_command(folder: Path, argv: list[str], typed: dict[str, Any]) -> None:
-    from .files import InUse, write_json
-
-    folder.mkdir(parents=True, exist_ok=True)
-    # A token is nobody else's business.
-    shown = [re.sub(r"(--\w*[-_]token=).*", r"\1...", word) for word in argv]
-    for place in range(1, len(shown)):
-        if re.fullmatch(r"--\w*[-_]token", shown[place - 1]):
-            shown[place] = "..."
-    while True:
-        try:
-            return write_json(folder / "command.json", {"typed": shown, "arguments": typed, "version": __version__})
-        except InUse:
-            # Another process of this very command is at it.
-            time.sleep(0.05)
 
 
 if __name__ == "__main__":

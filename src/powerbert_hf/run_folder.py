@@ -1,0 +1,93 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a command that can go on where it was interrupted: who uses it, and what was typed."""
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .files import InUse, check_free, take, write_json
+
+
+@contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Lock the folder of a run, where the system can; the lock ends with the process, however that ends.
+
+    Args:
+        folder: of a run; made if it is not there.
+
+    Raises:
+        ValueError: where another command is running in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            take(descriptor, folder)
+        except InUse:
+            raise ValueError(
+                f"One command at a time can use an `--output-dir`, got a second one for {folder}; wait for the "
+                "other, or choose another folder."
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def check_folder(folder: Path, typed: dict[str, Any], option: str = "--output-dir") -> bool:
+    """Whether the folder holds this very run already.
+
+    Args:
+        folder: of a run.
+        typed: what makes two runs differ, by name.
+        option: that named the folder, for the message.
+
+    Raises:
+        ValueError: where it holds something else.
+    """
+    record = folder / "command.json"
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"command.json", "command.json.partial"}:
+        # Its command was refused, or killed, before it trained anything.
+        return False
+    if record.is_file():
+        earlier = json.loads(record.read_text(encoding="utf-8"))
+        if earlier["arguments"] == json.loads(json.dumps(typed)):
+            return True
+        raise ValueError(
+            f"{folder} holds the run of another command ({' '.join(earlier['typed'])}); choose another `{option}`, or "
+            "remove it."
+        )
+    check_free(folder, option)
+    return False
+
+
+def write_command(folder: Path, argv: list[str], typed: dict[str, Any], version: str) -> None:
+    """Leave in the folder of a run what it is of, for [`check_folder`].
+
+    Args:
+        folder: of a run; made if it is not there.
+        argv: the command, as it was typed.
+        typed: what makes two runs differ, by name.
+        version: of this package.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # A token is nobody else's business.
+    shown = [re.sub(r"(--\w*[-_]token=).*", r"\1...", word) for word in argv]
+    for place in range(1, len(shown)):
+        if re.fullmatch(r"--\w*[-_]token", shown[place - 1]):
+            shown[place] = "..."
+    while True:
+        try:
+            return write_json(folder / "command.json", {"typed": shown, "arguments": typed, "version": version})
+        except InUse:
+            # Another process of this very command is at it.
+            time.sleep(0.05)
