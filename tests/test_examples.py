@@ -58,7 +58,7 @@ def test_a_static_selection_keeps_the_same_with_and_without_padding(host, batch)
 
 def test_python_in_readme_compiles_and_names_what_there_is():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         compile(block, "README.md", "exec")
         for names in re.findall(r"from powerbert_hf import (.*)", block):
