@@ -198,6 +198,20 @@ def test_a_step_without_its_record_is_refused(inputs, tmp_path, capsys):
         assert f"remove {record.parent} to have the step done again" in capsys.readouterr().err
 
 
+def test_a_model_that_gives_all_texts_one_label_is_pointed_out(host, inputs, tmp_path, capsys, monkeypatch):
+    def stop(*_):
+        raise ValueError("far enough")
+
+    model = host.make_stock()
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([9.0, -9.0]))
+    model.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(recipe, "search_and_retrain", stop)
+    assert cli.main(["train", *inputs, "--max-steps=1"]) == 2
+    assert "every text gets the same label" in capsys.readouterr().out
+
+
 def test_two_commands_do_not_share_a_folder(inputs, tmp_path, capsys):
     with run_folder.sole_use(tmp_path / "run"):
         assert cli.main(["train", *inputs]) == 2

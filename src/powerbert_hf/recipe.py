@@ -130,7 +130,10 @@ def first_step(
         return evaluate_step(stock, data, step_args, [])
 
     train = measured if fine_tuned else lambda step_args: fine_tune(model, data, step_args)
-    _step(root, "fine_tuned", train, data, args, say, "measuring" if fine_tuned else "training")
+    record = _step(root, "fine_tuned", train, data, args, say, "measuring" if fine_tuned else "training")
+    # Exactly zero where all answers are one; of the tuning split, since somebody may choose by what is said here.
+    if record["tuning"].get("matthews_correlation") == 0.0:
+        say("fine_tuned: every text gets the same label, so no word matters; train longer or at another rate")
     return root / "fine_tuned"
 
 
