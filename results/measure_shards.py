@@ -96,7 +96,7 @@ def killed_run(model: Path, rows: Path, answers: Path, whole: float, log: Path) 
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         # torchrun gives each of its workers a session of its own.
-        subprocess.run(["pkill", "-KILL", "-f", str(answers)], check=False)
+        subprocess.run(["pkill", "-KILL", "-f", str(answers.resolve())], check=False)
         kills.append({"after_seconds": after, "files_done": len(list(answers.glob("*.jsonl")))})
     assert start(model, rows, answers, PROCESSES, log).wait() == 0, log.read_text()
     return kills
@@ -104,6 +104,7 @@ def killed_run(model: Path, rows: Path, answers: Path, whole: float, log: Path) 
 
 def main(model: Path, work: Path, files: int, rows: int, output: Path) -> None:
     """Run all, and write what was found."""
+    work = work.resolve()
     log = work / "log.txt"
     make_rows(work / "rows", files, rows)
     begun = time.monotonic()

@@ -141,11 +141,15 @@ def runtimes_table() -> str:
 
 def faults_table() -> str:
     """One row a fault."""
+    if not (HERE / "faults.json").is_file():
+        return "Not committed yet."
     return table([("fault", "what came of it"), *json.loads((HERE / "faults.json").read_text()).items()])
 
 
 def fuzz_table() -> str:
     """One row a target."""
+    if not (HERE / "fuzz.json").is_file():
+        return "Not committed yet."
     rows = [("target", "cases", "answered", "refused in a sentence")]
     for name, ended in json.loads((HERE / "fuzz.json").read_text()).items():
         rows.append((name, *(f"{count:,}" for count in (sum(ended.values()), ended["accepted"], ended["refused"]))))
