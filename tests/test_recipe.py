@@ -198,6 +198,15 @@ def test_a_step_without_its_record_is_refused(inputs, tmp_path, capsys):
         assert f"remove {record.parent} to have the step done again" in capsys.readouterr().err
 
 
+def test_report_times_a_run_against_all_baselines_where_asked_to(inputs, tmp_path):
+    assert cli.main(["train", *inputs]) == 0
+    assert cli.main(["report", str(tmp_path / "run"), "--measure"]) == 0
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    for way in ("padded to N, arrival order", "dynamic padding, arrival order", "sorted by length"):
+        assert page.count(f"stock, {way}") == 1
+    assert "of 40 predictions" in page
+
+
 def test_a_model_that_gives_all_texts_one_label_is_pointed_out(host, inputs, tmp_path, capsys, monkeypatch):
     def stop(*_):
         raise ValueError("far enough")
