@@ -145,13 +145,12 @@ def test_a_mask_of_another_shape_is_never_packed(host, batch, shape):
     ],
     ids=["too long", "beyond the vocabulary", "no inputs", "no word-vectors", "no batch"],
 )
-def test_what_stock_refuses_is_refused_alike(host, inputs):
-    with pytest.raises((RuntimeError, IndexError, ValueError)) as wanted:
+def test_what_stock_refuses_is_refused_in_a_sentence(host, inputs):
+    with pytest.raises((RuntimeError, IndexError, ValueError)):
         host.make_stock()(**inputs)
     for ours in (host.make(), host.make(retention_config=[8, 5, 2])):
-        with pytest.raises(wanted.type) as found:
+        with pytest.raises(ValueError, match=r"must (be|have|lie) .*, got .*; "):
             ours(**inputs)
-        assert str(found.value) == str(wanted.value)
 
 
 @torch.no_grad()

@@ -146,18 +146,18 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(host, inputs, tmp_path, c
         patch.setattr(steps, "evaluate_model", interrupt)
         assert cli.main(["train", *inputs, "--save-strategy=steps", "--save-steps=1", "--save-total-limit=2"]) == 130
     last, before = str(folder / "checkpoint-4"), str(folder / "checkpoint-3")
-    assert steps._last_complete_checkpoint(str(folder)) == last
+    assert steps._last_complete_checkpoint(str(folder), 1) == last
     for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"):
         file = folder / "checkpoint-4" / name
         content = file.read_bytes()
         for damaged in (content[: len(content) // 2], content[:-2], b"", None):
             caplog.clear()
             file.unlink() if damaged is None else file.write_bytes(damaged)
-            assert steps._last_complete_checkpoint(str(folder)) == before, name
+            assert steps._last_complete_checkpoint(str(folder), 1) == before, name
             assert caplog.messages == [f"{last} is incomplete and will be written again"]
         file.write_bytes(content)
-    assert steps._last_complete_checkpoint(str(folder)) == last
-    assert steps._last_complete_checkpoint(str(tmp_path / "nowhere")) is None
+    assert steps._last_complete_checkpoint(str(folder), 1) == last
+    assert steps._last_complete_checkpoint(str(tmp_path / "nowhere"), 1) is None
 
 
 def interrupt(*args, **kwargs):

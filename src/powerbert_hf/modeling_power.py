@@ -225,9 +225,6 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         # Any other implementation is one that the user means to have called.
         if self.config._attn_implementation not in ("eager", "sdpa"):
             return False
-        # What upstream refuses goes its way, to be refused alike.
-        if inputs.dim() < 2 or inputs.numel() == 0:
-            return False
         # Without a word-vector at position 0 there is no [CLS] to begin with.
         if attention_mask is not None and not (
             attention_mask.shape == inputs.shape[:2] and attention_mask[:, 0].all()
