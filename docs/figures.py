@@ -1,7 +1,8 @@
 """Draw README's figures, and the pages of the screenshots, from the files in `docs/figures/`: `make figures`.
 
 `words.json` and `survival.json` are of `powerbert inspect --output`, `run/` and `sweep/` of what `powerbert train` and
-`powerbert sweep` leave, `changes.json` what `powerbert report` found between the models of `run/`.
+`powerbert sweep` leave, `changes.json` what `powerbert report` found between the models of `run/`. Of the runs in
+`results/` there are pages too.
 
 `--check` changes nothing and fails if a figure is not what the files say. `--pages FOLDER` writes the pages, and
 `--shrink FOLDER` makes their screenshots small.
@@ -60,7 +61,9 @@ def pages() -> dict[str, str]:
     ]
     changes = Changes(**{**found, "classes": [ClassChange(**one) for one in found["classes"]], "examples": examples})
     words = Explanation.from_dict(read("words.json"))
+    runs = [read_run(path.parent) for path in sorted(HERE.parent.glob("results/*/report.json"))]
     return {
+        **{f"{run.folder.name}.html": run_page(run, missing="The models are not kept here.") for run in runs},
         "words.html": explanation_page([words], "sst2-minilm-l6"),
         "survival.html": survival_page(survived, "demo"),
         "run.html": run_page(read_run(FILES / "run"), changes),

@@ -136,6 +136,18 @@ def test_a_run_whose_data_are_gone_says_so_and_shows_the_rest(tmp_path, capsys):
     assert "A finished run must have a step.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", [path.parent.name for path in ROOT.glob("results/*/report.json")])
+def test_a_run_without_its_models_has_a_page_of_what_its_report_says(name, tmp_path):
+    shutil.copytree(ROOT / "results" / name, tmp_path / name)
+    assert cli.main(["report", str(tmp_path / name)]) == 0
+    page = (tmp_path / name / "report.html").read_text(encoding="utf-8")
+    report = read_run(ROOT / "results" / name).report
+    for value in (report["base"], report["before_retraining"], report["final"]):
+        assert f"<td>{100 * value:.2f}</td>" in page
+    assert "got none in" in page
+    assert page.count("<svg") == 1
+
+
 def test_the_page_of_a_sweep_shows_each_run_and_each_baseline(tmp_path):
     shutil.copytree(FIGURES / "sweep", tmp_path / "sweep")
     assert cli.main(["report", str(tmp_path / "sweep")]) == 0

@@ -118,8 +118,11 @@ def _data_of(run: Run) -> TaskData:
     """The data of a run, read again.
 
     Raises:
-        ValueError: where they cannot be read, or are others now.
+        ValueError: where they cannot be read, or are others now, or where the models are gone.
     """
+    for model in (run.base, run.folder / "final"):
+        if not model.is_dir():
+            raise ValueError(f"The models must be where the run has left them, got none in {model}; restore them.")
     options = DataArguments(**run.arguments["data"])
     data = load_data(options, str(run.base), run.report["training"]["seed"], measure_only=True)
     rows = run.report["data"]["eval_rows"]

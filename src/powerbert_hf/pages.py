@@ -63,6 +63,7 @@ def run_page(
     kept = report["word_vectors_kept"]
     names = {"fine_tuned": "fine-tuned, all word-vectors", "searched": "searched, not re-trained", "final": "final"}
     data, hardware, training = report["data"], report["hardware"], report["training"]
+    timing = {"dtype": "float32", **report["timing"]}
     return _page(
         "run.html",
         f"{_data_name(data)}, {_base(report['model'])}",
@@ -74,9 +75,9 @@ def run_page(
         marked=fraction,
         entries=f"{'fractions' if fraction else 'words'}: {' '.join(f'{entry:.3g}' for entry in entries)}",
         speed=_speed(report, measured),
-        speed_caption=f"A pass over {report['timing']['inputs']:,} texts in batches of "
-        f"{report['timing']['batch_size']}, {report['timing']['dtype']}, sorted by length unless it says otherwise; "
-        "the stock model has SDPA attention. Speed-ups are over stock sorted by length.",
+        speed_caption=f"A pass over {timing['inputs']:,} texts in batches of {timing['batch_size']}, "
+        f"{timing['dtype']}, sorted by length unless it says otherwise; the stock model has SDPA attention. Speed-ups "
+        "are over stock sorted by length.",
         changes=changes,
         missing=missing,
         command=shlex.join(run.command),
@@ -86,7 +87,7 @@ def run_page(
             "seed": training["seed"],
             "asked for": _goal(report),
             "processor": f"{hardware['processor']}, {hardware['threads']} threads, accelerator "
-            f"{hardware['accelerator']}",
+            f"{hardware.get('accelerator', 'none')}",
             "versions": f"torch {hardware['torch']}, transformers {hardware['transformers']}",
         }.items(),
     )
@@ -233,7 +234,8 @@ def _goal(report: dict[str, Any]) -> str:
     training = report["training"]
     if "max_drop" in report:
         return f"the fastest that loses at most {report['max_drop']:g} points"
-    if training["speedup"] is not None:
+    # An older run's has none.
+    if training.get("speedup") is not None:
         return f"a predicted speed-up of {training['speedup']:g}"
     return f"lambda {training['retention_lambda']}"
 

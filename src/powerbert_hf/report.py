@@ -137,7 +137,8 @@ class Run:
         folder: of the run.
         base: the folder of the fine-tuned model, which the runs of a sweep share.
         report: the content of `report.json`.
-        steps: what each step has left in its `step.json`, by its name, in their order.
+        steps: what each step has left in its `step.json`, by its name, in their order; of a run without its models
+            what the report says of it.
         arguments: what was typed, as the options of `arguments`.
         command: what was typed.
     """
@@ -164,8 +165,31 @@ def read_run(folder: Path) -> Run:
     above = folder if (folder / "command.json").is_file() else folder.parent
     folders = {"fine_tuned": above / "fine_tuned", "searched": inner / "searched", "final": folder / "final"}
     command = read_json(above / "command.json")
-    steps = {name: read_json(step / "step.json") for name, step in folders.items()}
+    if any(step.is_dir() for step in folders.values()):
+        steps = {name: read_json(step / "step.json") for name, step in folders.items()}
+    else:
+        steps = _reported_steps(report)
     return Run(folder, folders["fine_tuned"], report, steps, command["arguments"], command["typed"])
+
+
+def _reported_steps(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is known of the steps of a run whose models are somewhere else, such as those in `results/`."""
+    metric, tuning = report["metric"], report.get("tuning", {})
+    metrics = {
+        "fine_tuned": report["metrics"]["base"],
+        "searched": {metric: report["before_retraining"]},
+        "final": report["metrics"]["final"],
+    }
+    chosen_by = {"fine_tuned": tuning.get("base"), "searched": None, "final": tuning.get("final")}
+    return {
+        name: {
+            "metrics": found,
+            "tuning": {} if chosen_by[name] is None else {metric: chosen_by[name]},
+            "history": [],
+            "masses": report["masses"] if name == "searched" else None,
+        }
+        for name, found in metrics.items()
+    }
 
 
 def read_json(path: Path) -> dict[str, Any]:
