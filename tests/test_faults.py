@@ -245,7 +245,7 @@ def test_predictions_on_a_disk_that_is_full(predicting, wanted, tmp_path):
     assert start("predict", options, log, limit=20_000).wait() == 2
     (said,) = sentences(log, "predict")
     assert "part-0.jsonl cannot be written: File too large; make room there" in said
-    assert [path.name for path in out.iterdir()] == ["command.json"]
+    assert not list(out.rglob("*.jsonl"))
     assert start("predict", options, log).wait() == 0
     assert answers(out) == wanted
     SEEN["predict: files of 20 kB at most"] = f"{said.replace(str(tmp_path), '...')}; it did"
