@@ -5,8 +5,18 @@ import os
 
 import pytest
 import torch
+from accelerate import skip_first_batches
+from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
-from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import (
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.utils import logging as transformers_logging
 
 from conftest import Host, without_dropout
@@ -264,6 +274,28 @@ def test_groups_by_length_differ_by_epoch_and_hold_every_row_once(host, dataset,
         assert list(second) == orders[-1]
         assert sorted(orders[-1]) == list(range(64))
     assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
+def test_an_epoch_that_is_resumed_goes_on_in_its_own_order(dataset, tokenizer, tmp_path, processes, strategy):
+    """As the `Trainer` does it, with what accelerate makes of a loader in one of two processes."""
+
+    def prepared():
+        trainer = make_trainer(Host("bert").make(), dataset, tokenizer, tmp_path, train_sampling_strategy=strategy)
+        stock = DataLoader(range(64), batch_size=4, sampler=trainer._get_train_sampler())
+        options = {"num_processes": processes, "process_index": processes - 1, "use_seedable_sampler": True}
+        return trainer.callback_handler, prepare_data_loader(stock, put_on_device=False, **options)
+
+    _, loader = prepared()
+    epochs = [[batch.tolist() for batch in loader] for _ in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2]
+    handler, loader = prepared()
+    handler.train_dataloader = loader
+    handler.on_epoch_begin(None, TrainerState(epoch=1 + 3 / len(epochs[1])), TrainerControl())
+    rest = skip_first_batches(loader, 3)
+    rest.set_epoch(1)
+    assert [batch.tolist() for batch in rest] == epochs[1][3:]
 
 
 @pytest.fixture

@@ -67,6 +67,24 @@ class HoldBudget(TrainerCallback):
             self.weights.copy_(self.budget.ramp(masses))
 
 
+class TellSamplerEpoch(TrainerCallback):
+    """Tells the sampler which epoch begins.
+
+    Where an epoch of several processes is resumed, `skip_first_batches` of accelerate puts a third sampler of batches
+    around the two that there are, and the loader's own `set_epoch` does not reach that deep: every epoch but the first
+    would go on with rows in the first one's order, some twice and others never.
+    """
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any, **kwargs: Any) -> None:
+        """See `TrainerCallback`."""
+        batches = getattr(train_dataloader, "batch_sampler", None)
+        while hasattr(batches, "batch_sampler"):
+            batches = batches.batch_sampler
+        sampler = getattr(batches, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(int(state.epoch or 0))
+
+
 class LeaveWhenTold(TrainerCallback):
     """Ends a training with a checkpoint after the step in which any of its processes was told to leave.
 

@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .agreement import log_probabilities
 from .budget import Budget
-from .callbacks import ClampRetentionWeights, FiniteGradients, HoldBudget, finite_masses
+from .callbacks import ClampRetentionWeights, FiniteGradients, HoldBudget, TellSamplerEpoch, finite_masses
 from .card import Facts, is_own, make_card
 from .checkpoint import hub_id
 from .processes import lengths_of_all
@@ -172,6 +172,7 @@ class PoWERTrainer(Trainer):
             self.teacher = teacher.to(self.args.device).eval()
         self._since_last_log: dict[str, list[Tensor]] = defaultdict(list)
         self.add_callback(FiniteGradients())
+        self.add_callback(TellSamplerEpoch())
         weights = self._retention_weights
         if weights is None:
             return
