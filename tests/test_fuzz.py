@@ -20,8 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import SMALL, Host
+from powerbert_hf import PoWERBertForSequenceClassification
 from powerbert_hf.checkpoint import load_classifier, load_config, load_tokenizer
 from powerbert_hf.retention import check_retention_config
+from powerbert_hf.retention_file import RETENTION_FILE, read_retention
 
 CASES = int(os.environ.get("FUZZ_CASES", "40"))
 # What a case may take beyond what the libraries have taken already.
@@ -216,6 +218,58 @@ def test_weights(folders, name, way, place, value, byte):
         settled("model folders", lambda: load_classifier(folders[name]))
     finally:
         path.write_bytes(before)
+
+
+RETENTION = {
+    "version": 1,
+    "backbone": "bert",
+    "encoders": 3,
+    "retention_config": [0.8, 0.5, 0.3],
+    "retention_unit": "fraction",
+    "retention_length": 64,
+    "base_model": "user/model",
+    "task": "sst2",
+    "metric": {"name": "accuracy", "base": 0.9, "final": 0.89, "split": "validation", "seed": 0},
+    "speedup": {"predicted": 2.0, "measured": 1.8},
+}
+OF_MODEL = ("model_type", "retention_mode", "num_hidden_layers")
+
+
+@fuzzed
+@given(
+    changes=st.dictionaries(st.sampled_from([*RETENTION, *OF_MODEL]) | st.text(max_size=6), anything, max_size=3),
+    gone=st.sets(st.sampled_from(sorted(RETENTION)), max_size=2),
+    whole=anything,
+    way=st.sampled_from(["members", "members", "members", "whole", "cut", "flip", "deep"]),
+    place=st.floats(0, 1, exclude_max=True),
+    byte=st.integers(0, 255),
+)
+def test_retention_files(folders, changes, gone, whole, way, place, byte):
+    fields = {name: value for name, value in RETENTION.items() if name not in gone} | changes
+    content = json.dumps(whole if way == "whole" else fields).encode()
+    at = int(place * len(content))
+    if way == "cut":
+        content = content[:at]
+    elif way == "flip":
+        content = content[:at] + bytes([byte]) + content[at + 1 :]
+    elif way == "deep":
+        content = (b"[", b'{"metric":')[byte % 2] * 100_000
+    path = folders["bert"] / RETENTION_FILE
+    path.write_bytes(content)
+
+    def ask():
+        found = read_retention(path)
+        # What is accepted can be written, read again, and run.
+        path.write_text(found.dumps())
+        assert read_retention(path).fields == found.fields
+        found.check_fits("bert", 3, path)
+        model = PoWERBertForSequenceClassification.from_pretrained(folders["bert"], retention=str(path))
+        assert model.config.retention_config == found.retention_config
+
+    try:
+        settled("retention files", ask)
+    finally:
+        path.unlink()
 
 
 class Trap:

@@ -162,7 +162,7 @@ def read_retention(source: str | os.PathLike, **download: Any) -> RetentionFile:
     """
     try:
         return _parsed(json.loads(_found(str(source), download).read_text(encoding="utf-8")))
-    except (OSError, ValueError, HTTPError, EntryNotFoundError) as error:
+    except (OSError, ValueError, RecursionError, HTTPError, EntryNotFoundError) as error:
         reason = hub_reason(error) or " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"The retention configuration {source} cannot be used: {reason}.") from error
 
@@ -207,7 +207,7 @@ def _of_model(content: Mapping[str, Any]) -> RetentionFile:
     if config is None or not isinstance(config, list):
         raise ValueError(f"it is a model of type {kind!r} without a `retention_config`")
     unit, length = content.get("retention_unit", "words"), content.get("retention_length")
-    return RetentionFile(kind.removeprefix("power"), len(config), config, unit, length)
+    return RetentionFile(str(kind).removeprefix("power"), len(config), config, unit, length)
 
 
 def hub_reason(error: BaseException | None) -> str | None:
