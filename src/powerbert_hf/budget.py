@@ -140,6 +140,8 @@ class Budget:
     def hold(self, masses: Tensor, progress: float) -> Tensor:
         """Bring masses to the budget: encoder j's by a power of j, which is the paper's penalty for relative changes.
 
+        Encoder L hands on [CLS] alone, so nothing is learned there: its mass is that of the encoder before.
+
         Args:
             masses: (L,).
             progress: share of the steps that are done; the budget falls in the first half of them.
@@ -153,7 +155,10 @@ class Budget:
         def moved(by: float) -> Tensor:
             return (masses * torch.exp(-by * depth)).clamp(1.0, float(self.length))
 
-        return moved(_root(lambda by: self.cost(moved(by)).item() - budget, -_FAR, _FAR))
+        held = moved(_root(lambda by: self.cost(moved(by)).item() - budget, -_FAR, _FAR))
+        if len(held) > 1:
+            held[-1] = held[-2]
+        return held
 
     def reach(self, masses: Sequence[float]) -> list[int] | list[float]:
         """Scale masses until the predicted speed-up of their configuration is as near as can be to the one asked for.
