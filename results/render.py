@@ -189,6 +189,25 @@ def soak_list() -> str:
     return f"{said}\n\n{table(rows)}"
 
 
+def processes_table() -> str:
+    """One process and two, seed by seed."""
+    if not (HERE / "processes.json").is_file():
+        return "Not committed yet."
+    found = json.loads((HERE / "processes.json").read_text())
+    rows = [("seed", "processes", "fine-tuned", "final", "predicted", "sum of the masses", "retention configuration")]
+    for one in found["runs"]:
+        shares = ", ".join(f"{share:.3f}" for share in one["retention_config"])
+        metrics = (f"{100 * one[name]:.2f}" for name in ("base", "final"))
+        predicted, mass = f"{one['predicted_speedup']:.3f}x", f"{sum(one['masses']):.1f}"
+        rows.append((str(one["seed"]), str(one["processes"]), *metrics, predicted, mass, shares))
+    differences = ", ".join(f"{100 * one:+.2f} %" for one in found["difference_of_mass"])
+    metric = ", ".join(f"{100 * one:+.2f}" for one in found["difference_of_metric"])
+    said = (
+        f"Two processes against one: sum of the masses {differences}; {found['runs'][0]['metric']}, points: {metric}."
+    )
+    return f"{said}\n\n{table(rows)}"
+
+
 def main(check: bool) -> int:
     """Write all, or only compare; 1 if a comparison failed."""
     stale = False
@@ -201,6 +220,7 @@ def main(check: bool) -> int:
                 "speed": speed_table,
                 "runtimes": runtimes_table,
                 "time": time_table,
+                "processes": processes_table,
                 "shards": shards_list,
                 "soak": soak_list,
                 "faults": faults_table,
