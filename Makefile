@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+# A test process for each core, and in each one thread: small models gain nothing from more.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 .PHONY: demo test test-slow test-gpu test-wheel test-lowest faults fuzz conformance lint results cards figures pages \
 	format clean
@@ -17,7 +19,7 @@ demo: $(VENV)/.installed  ## train, search and re-train on a generated task, off
 	$(BIN)/powerbert demo
 
 test: $(VENV)/.installed  ## everything that is fast and needs no network
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PARALLEL) -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed  ## minutes, and data that lies beside the project
 	$(BIN)/python -m pytest -m slow
@@ -47,7 +49,7 @@ test-lowest: $(LOWEST)/.installed  ## the fast tests on the lowest versions that
 	$(LOWEST)/bin/python -m pytest -m "not slow and not gpu"
 
 conformance: $(VENV)/.installed  ## Transformers' own tests on our classes, fetched from PyPI at the first run; minutes
-	$(BIN)/python -m pytest -c conformance/pytest.ini conformance
+	$(PARALLEL) -c conformance/pytest.ini conformance
 
 lint: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff check .

@@ -236,7 +236,6 @@ def test_words_for_nothing_are_words(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("ragged.csv", b"text,label\na,b\nc,d,e,f\n"),
         ("latin.csv", "text,label\ncaf\xe9,a\n".encode("latin-1")),
         ("empty.csv", b""),
         ("broken.jsonl", b'{"text": "a"\n{'),

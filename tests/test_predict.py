@@ -212,6 +212,8 @@ def test_an_output_is_replaced_only_on_request(folder, capsys):
         ({"text_columns": "nothing"}, "There is no column 'nothing'; the data has text, score"),
         ({"keep_columns": "nothing"}, "There is no column 'nothing'; the data has text, score"),
         ({"keep_columns": "score"}, "must leave room for the answer, got score"),
+        ({"output": "rows.csv", "overwrite": "true"}, "each need a file of their own, got rows.csv, rows.csv; choose"),
+        ({"rejected": "out.csv"}, "each need a file of their own, got rows.csv, out.csv and out.csv; choose"),
         ({"output": "out.txt"}, "The output must end in .csv or .jsonl, or be a folder, got out.txt"),
         ({"output": "nowhere/out.csv"}, "There is no folder nowhere for the output"),
         ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
@@ -272,7 +274,9 @@ def test_memory_does_not_grow_with_the_file(folder, monkeypatch):
             held -= 1
 
     (folder / "rows.txt").write_text("good\n")
-    rows = ({"text": Counted("good film")} for _ in range(2000))
-    monkeypatch.setattr("powerbert_hf.predict._open_rows", lambda path: ([{"text": "good"}], rows))
+    monkeypatch.setattr(
+        "powerbert_hf.predict.read_rows", lambda path: ({"text": Counted("good film")} for _ in range(2000))
+    )
     assert predict_file("model", "rows.txt", "out.csv", window=50, batch_size=50).rows == 2000
-    assert most <= 2 * 50 + 5
+    # Those that tell which columns there are, or those of a window.
+    assert most <= 100 + 50 + 5

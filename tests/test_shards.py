@@ -59,6 +59,7 @@ def test_a_folder_of_files_is_answered_in_a_folder(folder, capsys):
     (folder / "rows" / "notes.md").write_text("not a row")
     ask()
     assert sorted(path.name for path in (folder / "answers").iterdir()) == [
+        ".sources",
         "command.json",
         *(f"part-{number}.jsonl" for number in range(5)),
     ]
@@ -74,7 +75,7 @@ def test_a_folder_of_files_is_answered_in_a_folder(folder, capsys):
 def test_files_are_named_by_patterns_and_by_name_and_csv_is_answered_in_csv(folder):
     (folder / "more.csv").write_text("id,text\n100,good\n")
     ask(inputs=["rows/*-[01].jsonl", "more.csv"])
-    names = ["command.json", "more.csv", "part-0.jsonl", "part-1.jsonl"]
+    names = [".sources", "command.json", "more.csv", "part-0.jsonl", "part-1.jsonl"]
     assert sorted(path.name for path in (folder / "answers").iterdir()) == names
     assert (folder / "answers" / "more.csv").read_text().startswith("id,label,score\n100,")
 
@@ -89,11 +90,78 @@ def test_a_second_run_does_what_is_missing(folder, capsys):
     ask()
     assert content(folder / "answers") == wanted
     again = [path.name for path, time in times.items() if path.stat().st_mtime_ns != time]
-    assert again == ["part-3.jsonl"]
+    assert sorted(again) == ["part-3.jsonl", "part-3.jsonl.json"]
     assert "4 of 5 files are answered already" in capsys.readouterr().out
     write(folder / "rows" / "part-5.jsonl", [{"id": 50, "text": "good"}])
     ask()
-    assert len(content(folder / "answers")) == len(wanted) + 1
+    assert len(content(folder / "answers")) == len(wanted) + 2
+
+
+def test_answers_to_other_rows_under_the_same_name_are_not_taken_for_these(folder, capsys):
+    ask()
+    before = content(folder / "answers")
+    (folder / "tuesday").mkdir()
+    write(folder / "tuesday" / "part-1.jsonl", [{"id": 0, "text": "good"}])
+    ask(inputs=["tuesday"], status=2)
+    assert f"got those to {folder / 'rows' / 'part-1.jsonl'} as it was then; choose" in capsys.readouterr().err
+    # The same rows elsewhere are the same.
+    (folder / "rows").rename(folder / "moved")
+    ask(inputs=["moved"])
+    assert content(folder / "answers") == before
+    write(folder / "moved" / "part-4.jsonl", [{"id": 0, "text": "changed"}])
+    ask(inputs=["moved"], status=2)
+    assert content(folder / "answers") == before
+
+
+@pytest.mark.parametrize("name", ["part-2.jsonl", "empty.csv"])
+def test_a_file_without_rows_has_answers_without_rows(folder, name):
+    (folder / "rows" / name).write_text("text\n" if name.endswith("csv") else "")
+    ask()
+    assert (folder / "answers" / name).read_text() == ""
+    ask()
+    assert len(content(folder / "answers")) == 2 * (5 + name.endswith("csv")) + 1
+
+
+def test_the_columns_of_texts_are_the_same_in_all_files(folder, capsys):
+    """Whatever the first rows of each hold."""
+    for number in range(5):
+        path = folder / "rows" / f"part-{number}.jsonl"
+        names = ["title", "text"] if number % 2 else ["text", "title"]
+        write(path, [{"id": 1, names[0]: "good", names[1]: None}] * 120 + [{"id": 2, names[0]: None, names[1]: "bad"}])
+    ask(status=2)
+    assert "Name one or two `--text-columns`; the data has id, text, title" in capsys.readouterr().err
+    write(folder / "rows" / "part-0.jsonl", [{"id": 1, "text": "good"}])
+    ask(status=0)
+    assert len(read(folder / "answers" / "part-1.jsonl")) == 1
+    assert len(read(folder / "answers" / "rejected" / "part-1.jsonl")) == 120
+
+
+def test_a_row_that_does_not_fit_is_put_aside(folder):
+    (folder / "more.csv").write_text("id,text\n1,good\n2,bad, but long\n3,bad\n")
+    ask(inputs=["more.csv"])
+    assert [line.split(",")[0] for line in (folder / "answers" / "more.csv").read_text().splitlines()] == [
+        "id",
+        "1",
+        "3",
+    ]
+    aside = (folder / "answers" / "rejected" / "more.csv").read_text().splitlines()[1]
+    assert aside.startswith("2,not text,\"['2', 'bad', ' but long']\"")
+
+
+def test_several_processes_need_a_folder(folder, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    ask("--output=one.jsonl", inputs=["rows/part-0.jsonl"], status=2)
+    assert "Several processes need a folder for the output, got one.jsonl; leave out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("found", ["{}", "[1", "5", '{"arguments": {}, "typed": 5}'])
+def test_a_folder_with_another_command_file_is_something_else(folder, capsys, found):
+    (folder / "answers").mkdir()
+    (folder / "answers" / "command.json").write_text(found)
+    (folder / "answers" / "mine").touch()
+    ask(status=2)
+    assert "answers holds something else, or its command.json cannot be read" in capsys.readouterr().err
 
 
 def test_rows_that_cannot_be_answered_are_put_aside_with_their_reason(folder):

@@ -103,6 +103,11 @@ class LeaveWhenTold(TrainerCallback):
         if self.accelerator.check_trigger():
             self.told = control.should_save = control.should_training_stop = True
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `TrainerCallback`; upstream would write the checkpoint again, over the only one that there is."""
+        if self.told:
+            control.should_save = False
+
 
 class FiniteGradients(TrainerCallback):
     """Ends a training whose loss is lost, before it spoils the weights, in all processes alike."""

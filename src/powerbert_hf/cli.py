@@ -201,7 +201,7 @@ def run_training(recipe_args: RecipeArguments, data_args: DataArguments, args: A
 @contextmanager
 def _training(what: Any, data_args: DataArguments, args: Any, argv: list[str]) -> Iterator[Any]:
     """The data of a training that may begin, or go on, in its folder, which nobody else uses meanwhile."""
-    from .processes import on_main, others_needed
+    from .processes import first_of_each_machine, on_main, others_needed
     from .steps import check_model
 
     if args.push_to_hub:
@@ -220,7 +220,7 @@ def _training(what: Any, data_args: DataArguments, args: Any, argv: list[str]) -
         held.enter_context(others_needed())
         going_on = on_main(lambda: check_folder(folder, typed))
         # Tokenised once a machine: the other processes read what the first one has left in the cache.
-        with args.main_process_first(desc="reading the data"):
+        with first_of_each_machine():
             data = _load_data(data_args, what.model, args.seed)
         if not going_on:
             check_model(what.model, data, what.fine_tuned)
@@ -293,6 +293,8 @@ def _benchmark(argv: list[str]) -> None:
 
 def _predict(argv: list[str]) -> None:
     options = parse_for_model("predict", argv, PredictArguments)
+    from accelerate.utils import get_cpu_distributed_information
+
     from .predict import FilePredictor, predict_file
     from .shards import find_shards, predict_shards
 
@@ -303,6 +305,8 @@ def _predict(argv: list[str]) -> None:
     if Path(output).suffix and not Path(output).is_dir() and not output.endswith("/"):
         if len(inputs) > 1 or Path(inputs[0]).is_dir() or (has_magic(inputs[0]) and not Path(inputs[0]).exists()):
             raise ValueError(f"Several files need a folder for the output, got {output}; leave out its ending.")
+        if get_cpu_distributed_information().world_size > 1:
+            raise ValueError(f"Several processes need a folder for the output, got {output}; leave out its ending.")
         done = predict_file(model, inputs[0], output, **fields)
         aside = f", {done.rejected} rejected in {options.rejected}" if done.rejected else ""
         _say(f"{done.rows} rows answered in {output}{aside}")

@@ -3,7 +3,7 @@
 """Reading data: a data set by name or files, its columns, tokenised for a `Trainer`."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,13 @@ from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedToke
 
 from .checkpoint import load_config, load_tokenizer, reading
 from .labels import flat, named_labels, read_labels
+from .rows import REPAIR, check_table, dataset_reader
 from .tasks import METRICS, TASKS, ClassificationMetric, MultiLabelMetric, RegressionMetric, Task
 
 logger = logging.getLogger(__name__)
 
-# Readers of `datasets`, by the ending of a file's name.
-READERS = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet", "arrow": "arrow"}
 # The tuning split: a tenth of the training rows, no more than these.
 _TUNING_ROWS = 2000
-# What to do with a file that cannot be read.
-REPAIR = "repair or convert it, a text file to UTF-8"
 
 
 @dataclass(frozen=True)
@@ -142,42 +139,21 @@ def load_splits(
     raise ValueError(f"Data set {dataset!r} has no split to report on, got {list(splits)}; pass `--eval-file`.")
 
 
-def file_reader(path: str, more: Mapping[str, str] | None = None) -> tuple[str, dict[str, Any]]:
-    """The reader of `datasets` for a file, and its options.
-
-    Args:
-        path: of the file.
-        more: readers by ending, beyond those of data that has labels.
-
-    Raises:
-        ValueError: where there is no such file, or no reader for it.
-    """
-    readers = {**READERS, **(more or {})}
-    ending = Path(path).suffix.lstrip(".").lower()
-    if not Path(path).is_file():
-        raise ValueError(f"There is no file {path}; check the path.")
-    if ending not in readers:
-        raise ValueError(f"Files must end in {', '.join(sorted(readers))}, got {path}; convert it.")
-    if readers[ending] != "csv":
-        return readers[ending], {}
-    # Only an empty field is a missing one: "None" and "NA" are words.
-    return "csv", {"sep": "\t" if ending == "tsv" else ",", "keep_default_na": False, "na_values": [""]}
-
-
-def read_file(path: str, more: Mapping[str, str] | None = None) -> Dataset:
+def read_file(path: str, lines: bool = False) -> Dataset:
     """Read a table: csv, tsv, json, jsonl, parquet or arrow.
 
     Args:
         path: of the file.
-        more: see [`file_reader`].
+        lines: take txt too, a text a line.
 
     Raises:
         ValueError: for another kind of file, or for one that cannot be read or holds no rows.
     """
-    reader, options = file_reader(path, more)
+    reader, options = dataset_reader(path, lines)
+    check_table(path)
     try:
         with reading(path, REPAIR):
-            return datasets.load_dataset(reader, data_files=path, split="train", **options)
+            return datasets.load_dataset(reader, split="train", **options)
     except ValueError as error:
         if "corresponds to no data" not in str(error):
             raise
@@ -330,7 +306,7 @@ def read_texts(
     Raises:
         ValueError: for a file or columns that cannot be used.
     """
-    data = read_file(str(path), {"txt": "text"})
+    data = read_file(str(path), lines=True)
     if Path(path).suffix.lower() == ".txt":
         data = data.filter(str.strip, input_columns="text")
         if not len(data):

@@ -13,24 +13,23 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, TextIO
 
-import datasets
 import torch
 from accelerate.utils import get_cpu_distributed_information
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from .checkpoint import load_classifier, load_tokenizer, reading
-from .data import REPAIR, choose_texts, file_reader, input_limit
+from .checkpoint import load_classifier, load_tokenizer
+from .data import choose_texts, input_limit
 from .files import check_new, whole_file
+from .rows import Misfit, Row, read_rows
 
-Row = dict[str, Any]
-# Readers of `datasets` for files that hold nothing but texts, by ending.
-TEXT_FILES = {"txt": "text"}
 # That oneDNN may keep, see below.
 _PROGRAMS = "64"
 # Rows that tell which columns hold texts.
 _HEAD = 100
+# Columns of answers, and of rows without.
+_ANSWER = {"label", "score", "labels", "scores", "value", "values", "row", "reason", "found"}
 
 
 def predict(
@@ -58,7 +57,8 @@ def predict(
 
     Yields:
         For each text `{"label": name, "score": probability}`; for several labels a text `{"labels": names, "scores":
-        probabilities}` of those above a half; for a regression, and any model with one output, `{"value": number}`;
+        probabilities}` of those above a half; for a regression, and any model with one output, `{"value": number}`,
+        or `{"values": numbers}` for several;
         with `reject` for some `{"reason": "missing", "empty", "not text" or "over-long", "found": what was there}`.
 
     Raises:
@@ -71,19 +71,20 @@ def predict(
     collate, answer = DataCollatorWithPadding(tokenizer), answer_for(model.config)
     rest, done, parts, limit = iter(texts), 0, 0, None
     while part := list(islice(rest, window)):
-        parts = parts or _parts(part[0])
-        found = [_reason(text, parts, reject) for text in part]
+        # The first input that is one says whether all are texts or pairs.
+        parts = parts or next((_parts(text) for text in part if _is_input(text)), 0)
+        found = [_reason(text, parts or _parts(part[0]), reject) for text in part]
         if not reject:
-            _refuse(part, found, parts, done)
-        limit = limit or input_limit(tokenizer, model.config, parts, max_length)
+            _refuse(part, found, parts or _parts(part[0]), done)
+        limit = limit or (input_limit(tokenizer, model.config, parts, max_length) if parts else None)
         asked = [text for text, reason in zip(part, found, strict=True) if reason is None]
         # Over-long texts are known by all of their word-pieces.
         features = _features(tokenizer, asked, parts, None if reject and max_length is None else limit)
-        fit = [row for row in features if len(row["input_ids"]) <= limit]
+        fit = [row for row in features if limit is None or len(row["input_ids"]) <= limit]
         answers = map(answer, logits_of(model, fit, collate, batch_size, bf16))
         lengths = iter(len(row["input_ids"]) for row in features)
         for reason in found:
-            if reason is None and (length := next(lengths)) > limit:
+            if reason is None and (length := next(lengths)) > (limit or length):
                 reason = {"reason": "over-long", "found": f"{length} word-pieces, {limit} fit"}
             yield reason or next(answers)
         done += len(part)
@@ -129,8 +130,29 @@ class FilePredictor:
         self.tokenizer = load_tokenizer(model, self.classifier.config)
         self.classifier.to(_device())
 
+    def choose_columns(self, sources: Iterable[Path]) -> None:
+        """Settle which columns hold texts, by the first file that can be read and has rows.
+
+        Args:
+            sources: of rows.
+
+        Raises:
+            ValueError: for columns that cannot be used.
+        """
+        for source in sources:
+            try:
+                head = _first_rows(source)
+            except ValueError:
+                # Whose turn it is to answer it will say so.
+                continue
+            if chosen := _choose_columns(head, self.text_columns, self.keep_columns):
+                self.text_columns, _ = chosen
+                return
+
     def answer(self, source: Path, target: Path, rejected: Path | None = None) -> Answered:
         """Answer every row of a file in another, which is either complete or not there; see [`predict_file`].
+
+        A file without rows is answered by an empty one.
 
         Args:
             source: of rows.
@@ -140,13 +162,12 @@ class FilePredictor:
         Raises:
             ValueError: for a file, columns or texts that cannot be used; the target stays as it was.
         """
-        head, rows = _open_rows(str(source))
-        texts, kept = _choose_columns(head, self.text_columns, self.keep_columns)
+        texts, kept = _choose_columns(_first_rows(source), self.text_columns, self.keep_columns) or ([], [])
 
         def text_of(row: Row) -> Any:
             return row.get(texts[0]) if len(texts) == 1 else [row.get(name) for name in texts]
 
-        to_read, to_keep = tee(rows)
+        to_read, to_keep = tee(read_rows(source))
         answers = predict(
             self.classifier, self.tokenizer, map(text_of, to_read), **self.options, reject=rejected is not None
         )
@@ -205,15 +226,21 @@ def predict_file(
         ValueError: for files, columns, texts or a model that cannot be used; the target stays as it was.
     """
     source, target = Path(source), Path(target)
-    for path in (target, *([] if rejected is None else [Path(rejected)])):
+    outputs = [target, *([] if rejected is None else [Path(rejected)])]
+    if len({path.resolve() for path in (source, *outputs)}) <= len(outputs):
+        raise ValueError(
+            f"Input, output and rejected rows each need a file of their own, got {source}, "
+            f"{' and '.join(map(str, outputs))}; choose another name."
+        )
+    for path in outputs:
         if path.suffix.lower() not in WRITERS:
             raise ValueError(
                 f"The output must end in {' or '.join(WRITERS)}, or be a folder, got {path}; choose another name."
             )
         check_new(path, overwrite)
-    head, _ = _open_rows(str(source))
     # Before a model is loaded.
-    _choose_columns(head, text_columns, keep_columns or ())
+    if _choose_columns(_first_rows(source), text_columns, keep_columns or ()) is None:
+        raise ValueError(f"{source} must hold rows, got none; pass a file with rows.")
     predictor = FilePredictor(model, text_columns, keep_columns, max_length, batch_size, window, bf16)
     return predictor.answer(source, target, None if rejected is None else Path(rejected))
 
@@ -263,6 +290,13 @@ def _features(tokenizer: Any, texts: Sequence[Any], parts: int, limit: int | Non
 
 def _parts(text: Any) -> int:
     return len(text) if isinstance(text, (tuple, list)) else 1
+
+
+def _is_input(text: Any) -> bool:
+    """Whether it is a text, or a pair of them."""
+    return isinstance(text, str) or (
+        isinstance(text, (tuple, list)) and len(text) == 2 and all(isinstance(piece, str) for piece in text)
+    )
 
 
 @torch.inference_mode()
@@ -317,52 +351,50 @@ def answer_for(config: Any) -> Callable[[Tensor], Row]:
 
     if config.problem_type == "multi_label_classification":
         return several
-    return one if len(names) > 1 else lambda logits: {"value": logits.item()}
+    if len(names) == 1:
+        return lambda logits: {"value": logits.item()}
+    return one if config.problem_type != "regression" else lambda logits: {"values": logits.tolist()}
 
 
-def _open_rows(path: str) -> tuple[list[Row], Iterator[Row]]:
-    """The first rows of a file, and all of them; these are read as they are wanted, those of a csv file as texts.
-
-    Raises:
-        ValueError: for a file that cannot be read, or that holds no rows.
-    """
-    reader, options = file_reader(path, TEXT_FILES)
-
-    def stream(**features: Any) -> Iterator[Row]:
-        with reading(path, REPAIR):
-            yield from datasets.load_dataset(
-                reader, data_files=path, split="train", streaming=True, **options, **features
-            )
-
-    head = list(islice(stream(), _HEAD)) if Path(path).stat().st_size else []
-    if not head:
-        raise ValueError(f"{path} must hold rows, got none; pass a file with rows.")
-    if reader != "csv":
-        return head, stream()
-    # Left alone, a part of the file in which every text is a number would be read as numbers.
-    return head, stream(features=datasets.Features({name: datasets.Value("string") for name in head[0]}))
+def _first_rows(source: Path) -> list[Row]:
+    """Those that tell which columns there are."""
+    return list(islice(read_rows(source), _HEAD))
 
 
 def _choose_columns(
     head: Sequence[Row], text_columns: Sequence[str] | None, keep_columns: Sequence[str]
-) -> tuple[list[str], list[str]]:
-    """The columns of texts, and those to repeat.
+) -> tuple[list[str], list[str]] | None:
+    """The columns of texts, and those to repeat; `None` of no rows.
 
     Raises:
         ValueError: for a column that is not there, or where several could be meant.
     """
+    if not head:
+        return None
     columns = list(dict.fromkeys(name for row in head for name in row))
-    # Those of a file that a model was measured on: its labels are no texts.
+    # Those of a file that a model was measured on: its labels are no texts. What is missing up to here may be one.
     holding = [name for name in columns if name not in ("label", "labels")]
-    holding = [name for name in holding if any(isinstance(row.get(name), str) for row in head)]
+    found = {name: [row[name] for row in head if not isinstance(row.get(name), Misfit | None)] for name in holding}
+    holding = [name for name, values in found.items() if not values or any(isinstance(v, str) for v in values)]
+    if len(holding) > 1:
+        # Of csv numbers come as texts too.
+        holding = [name for name in holding if not found[name] or not all(map(_is_number, found[name]))]
     texts, kept = choose_texts(columns, holding, text_columns), list(keep_columns)
     for name in kept:
         if name not in columns:
             raise ValueError(f"There is no column {name!r}; the data has {', '.join(columns)}.")
-    taken = sorted({"label", "score", "labels", "scores", "value", "row", "reason", "found"}.intersection(kept))
+    taken = sorted(_ANSWER.intersection(kept))
     if taken:
         raise ValueError(f"`--keep-columns` must leave room for the answer, got {taken[0]}; rename it in the input.")
     return texts, kept
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def write_row(file: TextIO, path: Path, row: Row, first: bool) -> None:
@@ -381,7 +413,9 @@ def _write_csv(file: TextIO, row: Row, first: bool) -> None:
     writer = csv.writer(file)
     if first:
         writer.writerow(row)
-    writer.writerow(json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for v in row.values())
+    writer.writerow(
+        json.dumps(v, ensure_ascii=False, default=str) if isinstance(v, list | dict) else v for v in row.values()
+    )
 
 
 def _write_jsonl(file: TextIO, row: Row, first: bool) -> None:

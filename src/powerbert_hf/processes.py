@@ -6,10 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, get_cpu_distributed_information
 
 Result = TypeVar("Result")
 # How gloo and NCCL say that a process at the other end is no more.
@@ -44,15 +46,38 @@ def on_main(work: Callable[[], Result]) -> Result:
     """
     if not in_processes():
         return work()
+    patient = _patient(dist.group.WORLD)
     outcome: list[Any] = [False, None]
     try:
         if is_main():
             outcome = [True, work()]
     finally:
-        dist.broadcast_object_list(outcome)
+        dist.broadcast_object_list(outcome, group=patient)
     if not outcome[0]:
         raise MainProcessFailed
     return outcome[1]
+
+
+@contextmanager
+def first_of_each_machine() -> Iterator[None]:
+    """Do something in one process of each machine, then in the others, which find what it left in the cache."""
+    if not in_processes():
+        yield
+        return
+    patient, first = _patient(dist.group.WORLD), get_cpu_distributed_information().local_rank == 0
+    if not first:
+        dist.barrier(group=patient)
+    try:
+        yield
+    finally:
+        if first:
+            dist.barrier(group=patient)
+
+
+@cache
+def _patient(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    """The same processes, who wait for each other as long as it takes: gloo gives up after half an hour otherwise."""
+    return dist.new_group(backend="gloo", timeout=timedelta(days=30))
 
 
 def lengths_of_all(lengths: Sequence[int]) -> list[int]:

@@ -59,12 +59,18 @@ def check_folder(folder: Path, typed: dict[str, Any], option: str = "--output-di
         # Its command was refused, or killed, before it trained anything.
         return False
     if record.is_file():
-        earlier = json.loads(record.read_text(encoding="utf-8"))
-        if earlier["arguments"] == json.loads(json.dumps(typed)):
+        try:
+            earlier = json.loads(record.read_text(encoding="utf-8"))
+            arguments, words = earlier["arguments"], " ".join(earlier["typed"])
+        except (ValueError, RecursionError, LookupError, TypeError):
+            raise ValueError(
+                f"{folder} holds something else, or its {record.name} cannot be read; choose another `{option}`, or "
+                "remove it."
+            ) from None
+        if arguments == json.loads(json.dumps(typed)):
             return True
         raise ValueError(
-            f"{folder} holds the run of another command ({' '.join(earlier['typed'])}); choose another `{option}`, or "
-            "remove it."
+            f"{folder} holds the run of another command ({words}); choose another `{option}`, or remove it."
         )
     check_free(folder, option)
     return False

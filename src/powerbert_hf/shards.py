@@ -3,24 +3,26 @@
 """Many files in, as many out: each process answers its share of them, and a second run what is missing."""
 
 import glob
+import json
 import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import get_cpu_distributed_information
 
-from .data import READERS, file_reader
-from .files import InUse
-from .predict import TEXT_FILES, FilePredictor
+from .files import InUse, write_json
+from .predict import FilePredictor
+from .rows import ENDINGS, dataset_reader
 
 logger = logging.getLogger(__name__)
 
-# Where the rows go that have no answer, beside the answers.
-REJECTED = "rejected"
+# Where the rows go that have no answer, beside the answers; and what the answers are to.
+REJECTED, SOURCES = "rejected", ".sources"
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,35 @@ class Shard:
     source: Path
     target: Path
     rejected: Path
+
+    @property
+    def _record(self) -> Path:
+        return self.target.parent / SOURCES / f"{self.target.name}.json"
+
+    def note_source(self) -> None:
+        """Leave a note of what the answers are to, before they have their name."""
+        self._record.parent.mkdir(exist_ok=True)
+        write_json(self._record, self._source)
+
+    def check_source(self) -> None:
+        """Make sure that answers that are there are to this file, wherever it was then.
+
+        Raises:
+            ValueError: where they are to another one of this name, or it has changed.
+        """
+        if not self.target.exists() or not self._record.is_file():
+            return
+        noted = json.loads(self._record.read_text(encoding="utf-8"))
+        if {**noted, "source": None} != {**self._source, "source": None}:
+            raise ValueError(
+                f"{self.target} must hold answers to {self.source}, got those to {noted['source']} as it was then; "
+                "choose another `--output`, or remove them."
+            )
+
+    @property
+    def _source(self) -> dict[str, Any]:
+        found = self.source.stat()
+        return {"source": str(self.source.resolve()), "bytes": found.st_size, "modified": found.st_mtime_ns}
 
 
 def find_shards(inputs: Sequence[str], output: str | Path) -> list[Shard]:
@@ -54,8 +85,12 @@ def find_shards(inputs: Sequence[str], output: str | Path) -> list[Shard]:
     sources: list[Path] = []
     for given in inputs:
         if Path(given).is_dir():
-            endings = {f".{ending}" for ending in (*READERS, *TEXT_FILES)}
-            found = [path for path in Path(given).iterdir() if path.suffix.lower() in endings and path.is_file()]
+            files = [path for path in Path(given).iterdir() if path.is_file()]
+            found = [path for path in files if path.suffix.lstrip(".").lower() in ENDINGS]
+            if others := sorted(set(files) - set(found)):
+                logger.warning(
+                    "%s of %s files in %s are no rows to read: %s", len(others), len(files), given, others[0]
+                )
         elif Path(given).exists() or not glob.has_magic(given):
             found = [Path(given)]
         else:
@@ -63,7 +98,7 @@ def find_shards(inputs: Sequence[str], output: str | Path) -> list[Shard]:
         if not found:
             raise ValueError(f"`--input` must name files to read, got none in {given}; check the path.")
         for path in found:
-            file_reader(str(path), TEXT_FILES)
+            dataset_reader(path, lines=True)
         sources += sorted(found)
     targets: dict[Path, Path] = {}
     for source in dict.fromkeys(sources):
@@ -91,9 +126,12 @@ def predict_shards(
         say: told of each shard that is done.
 
     Raises:
-        ValueError: in the end, where a shard could not be read; the others are answered by then.
+        ValueError: where answers are there to another file of the same name; in the end, where a shard could not be
+            read; the others are answered by then.
         OSError: where answers cannot be written.
     """
+    for shard in shards:
+        shard.check_source()
     place = get_cpu_distributed_information()
     mine = shards[place.rank :: place.world_size]
     missing = [shard for shard in mine if not shard.target.exists()]
@@ -102,12 +140,16 @@ def predict_shards(
     failed: dict[Path, str] = {}
     left = 0
     predictor = make_predictor() if missing else None
+    if predictor is not None:
+        # One choice for all shards, and so for all processes.
+        predictor.choose_columns(shard.source for shard in shards)
     for number, shard in enumerate(missing, start=1):
         # Another process may have answered it meanwhile.
         if predictor is None or shard.target.exists():
             continue
         shard.target.parent.mkdir(parents=True, exist_ok=True)
         try:
+            shard.note_source()
             done = predictor.answer(shard.source, shard.target, shard.rejected)
         except InUse:
             left += 1

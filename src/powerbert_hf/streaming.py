@@ -13,8 +13,9 @@ import pyarrow
 from datasets import Dataset, IterableDataset
 
 from .checkpoint import load_config, load_tokenizer, reading
-from .data import REPAIR, TaskData, check_texts, file_reader, prepare_data, read_file
+from .data import TaskData, check_texts, prepare_data, read_file
 from .labels import flat, read_labels
+from .rows import REPAIR, dataset_reader
 from .tasks import TASKS, Task
 
 # Rows at the head of the stream: a tenth of them is the tuning split, and their labels are all that there may be.
@@ -64,14 +65,17 @@ def load_stream(options: Any, model: str, seed: int = 42) -> TaskData:
     columns = [labels] if isinstance(labels, str) else labels
     sample, limit = _sample(head, columns), data.source["max_length"]
 
+    # What else there is may be of any kind.
+    features = datasets.Features({name: head.features[name] for name in (*texts, *columns)})
+
     def encode(rows: dict[str, list]) -> dict[str, list]:
         try:
-            batch = Dataset.from_dict(rows, features=head.features)
+            batch = Dataset.from_dict({name: rows[name] for name in features}, features=features)
             check_texts(batch, texts)
             _, numbers, _, _ = read_labels(sample, batch, columns, data.label_names)
-        except (ValueError, pyarrow.ArrowException) as error:
+        except (ValueError, TypeError, pyarrow.ArrowException) as error:
             raise ValueError(f"All rows of the stream must be like its first {len(head):,}: {error}") from error
-        encoded = tokenizer(*(rows[name] for name in texts), truncation=True, max_length=limit)
+        encoded = tokenizer(*(batch[name][:] for name in texts), truncation=True, max_length=limit)
         return {**encoded, "labels": numbers}
 
     first = data.train.remove_columns("length").to_iterable_dataset()
@@ -96,11 +100,9 @@ def _load_splits(options: Any, task: Task | None) -> tuple[IterableDataset, Data
         ValueError: where nothing is to be read, or a split is missing.
     """
     if options.train_file is not None and options.eval_file is not None and options.dataset is None:
-        reader, more = file_reader(options.train_file)
+        reader, more = dataset_reader(options.train_file)
         with reading(options.train_file, REPAIR):
-            stream = datasets.load_dataset(
-                reader, data_files=options.train_file, split="train", streaming=True, **more
-            )
+            stream = datasets.load_dataset(reader, split="train", streaming=True, **more)
         return stream, read_file(options.eval_file)
     if options.dataset is None or options.train_file is not None:
         raise ValueError(

@@ -1,0 +1,212 @@
+# Copyright 2026 The powerbert_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of a file as they stand there, one after the other: no type is guessed from those before."""
+
+import csv
+import glob
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+from reprlib import repr as shortened
+from typing import Any
+
+import pyarrow
+from pyarrow import parquet
+
+from .checkpoint import reading
+
+Row = dict[str, Any]
+# Tables, and files that hold nothing but texts: by the ending of a file's name the reader of `datasets`.
+_TABLES = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet", "arrow": "arrow"}
+_LINES = {"txt": "text"}
+ENDINGS = sorted((*_TABLES, *_LINES))
+# What to do with a file that cannot be read.
+REPAIR = "repair or convert it, a text file to UTF-8"
+# Characters that a field of csv may have; one that is longer began with a quotation mark that was not meant.
+_LONGEST_FIELD = 2**24
+
+
+@dataclass(frozen=True, repr=False)
+class Misfit:
+    """What stands in the columns of a row of csv that has more fields than the header: nobody knows what is what.
+
+    Args:
+        fields: all of the row.
+    """
+
+    fields: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return repr(list(self.fields))
+
+
+def dataset_reader(path: str | Path, lines: bool = False) -> tuple[str, dict[str, Any]]:
+    """How `datasets` reads a file: the first argument of `load_dataset`, and others.
+
+    Args:
+        path: of the file.
+        lines: take txt too.
+
+    Raises:
+        ValueError: where there is no such file, or no reader for it.
+    """
+    readers = {**_TABLES, **(_LINES if lines else {})}
+    ending = _ending(path)
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file {path}; check the path.")
+    if ending not in readers:
+        raise ValueError(f"Files must end in {', '.join(sorted(readers))}, got {path}; convert it.")
+    # Taken for a pattern otherwise.
+    options: dict[str, Any] = {"data_files": glob.escape(str(path))}
+    if readers[ending] == "csv":
+        # Only an empty field is a missing one: "None" and "NA" are words.
+        options |= {"sep": "\t" if ending == "tsv" else ",", "keep_default_na": False, "na_values": [""]}
+        options["index_col"] = False
+    if readers[ending] == "json":
+        # Where a column holds texts and numbers, it would make json of both.
+        options["on_mixed_types"] = None
+    return readers[ending], options
+
+
+def check_table(path: str | Path) -> None:
+    """Make sure that a file of csv or tsv has the rows that it seems to have; pandas would shift or swallow some.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ValueError: where a row has more fields than the header, or a quotation has no end.
+    """
+    if _ending(path) not in ("csv", "tsv"):
+        return
+    for number, row in enumerate(read_rows(path), start=1):
+        for found in row.values():
+            if isinstance(found, Misfit):
+                raise ValueError(
+                    f"{path} must have {len(row)} fields a row, as its header has, got {len(found.fields)} in row "
+                    f"{number}: {shortened(found)}; put a text with a separator in quotation marks."
+                )
+
+
+def _ending(path: str | Path) -> str:
+    return Path(path).suffix.lstrip(".").lower()
+
+
+def read_rows(path: str | Path) -> Iterator[Row]:
+    """Read a file row by row.
+
+    Args:
+        path: txt with a text a line (column `text`), csv, tsv, json (one object a line, or a list of them), jsonl,
+            parquet or arrow; texts in UTF-8.
+
+    Yields:
+        Values by column. Of csv and tsv all are texts, an empty field is `None`, and so is a row of one column that is
+        an empty line; a row of too many fields has a [`Misfit`] in each column.
+
+    Raises:
+        ValueError: for a file that cannot be read; rows before its fault have been read by then.
+    """
+    dataset_reader(path, lines=True)
+    with reading(str(path), REPAIR):
+        yield from _READERS[_ending(path)](Path(path))
+
+
+def _read_txt(path: Path) -> Iterator[Row]:
+    with open(path, encoding="utf-8-sig") as file:
+        for line in file:
+            yield {"text": line.rstrip("\n")}
+
+
+def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
+    csv.field_size_limit(_LONGEST_FIELD)
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        # Strictly: without its end a quotation would swallow all rows that follow.
+        rows = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            names = _names(next(rows, []))
+            for fields in rows:
+                while len(fields) > len(names) and not fields[-1]:
+                    fields.pop()
+                if len(fields) > len(names):
+                    yield dict.fromkeys(names, Misfit(tuple(fields)))
+                elif fields or len(names) == 1:
+                    fields += [""] * (len(names) - len(fields))
+                    yield {name: field or None for name, field in zip(names, fields, strict=True)}
+        except csv.Error as error:
+            raise csv.Error(f"line {rows.line_num}: {error}") from None
+
+
+def _read_tsv(path: Path) -> Iterator[Row]:
+    for row in _read_csv(path, "\t"):
+        for field in row.values():
+            if isinstance(field, str) and "\n" in field and "\t" in field:
+                raise csv.Error(f"a quotation spans tabs and lines, {shortened(field)}; double a mark that opens none")
+        yield row
+
+
+def _names(header: list[str]) -> list[str]:
+    """The columns: one without a name gets one, and of those that share one the later ones a number, as in pandas."""
+    names: list[str] = []
+    for place, name in enumerate(header, start=1):
+        name = name or f"column {place}"
+        wanted = chain([name], map(f"{name}.{{}}".format, count(1)))
+        names.append(next(one for one in wanted if one not in names))
+    return names
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"line {number}: {error}; {REPAIR}") from None
+                yield _object(row, f"line {number}")
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    """A list is read whole; one object a line is what most programs write."""
+    with open(path, encoding="utf-8-sig") as file:
+        listed = next((line for line in file if line.strip()), "").lstrip().startswith("[")
+    if not listed:
+        yield from _read_jsonl(path)
+        return
+    for number, row in enumerate(json.loads(path.read_text(encoding="utf-8-sig")), start=1):
+        yield _object(row, f"row {number}")
+
+
+def _object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise TypeError(f"{where} must be an object, got {type(row).__name__}")
+    return row
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1000):
+            yield from batch.to_pylist()
+
+
+def _read_arrow(path: Path) -> Iterator[Row]:
+    with pyarrow.memory_map(str(path)) as source:
+        try:
+            batches = pyarrow.ipc.open_stream(source)
+        except pyarrow.ArrowInvalid:
+            file = pyarrow.ipc.open_file(source)
+            batches = (file.get_batch(number) for number in range(file.num_record_batches))
+        for batch in batches:
+            yield from batch.to_pylist()
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    "arrow": _read_arrow,
+    "csv": _read_csv,
+    "json": _read_json,
+    "jsonl": _read_jsonl,
+    "parquet": _read_parquet,
+    "tsv": _read_tsv,
+    "txt": _read_txt,
+}
