@@ -45,7 +45,8 @@ def main(options: Options) -> None:
         trainer.train()
         return trainer
 
-    model = PoWERBertForSequenceClassification.from_pretrained(options.model, id2label=dict(enumerate(names)))
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    model = PoWERBertForSequenceClassification.from_pretrained(options.model, **labels)
     train(model, Trainer, TrainingArguments)
 
     model.save_pretrained(options.output_dir)

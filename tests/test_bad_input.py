@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -187,8 +188,12 @@ def test_options(folder, capsys, arguments, message):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("ragged.csv", "text,label\na,b\nc,d,e,f\n", "ragged.csv cannot be used: Error tokenizing data."),
-        ("quote.csv", 'text,label\n"a,b\nc,d\n', "quote.csv cannot be used: Error tokenizing data."),
+        (
+            "ragged.csv",
+            "text,label\na,b\nc,d,e,f\n",
+            "ragged.csv must have 2 fields a row, as its header has, got 4 in row 2",
+        ),
+        ("quote.csv", 'text,label\n"a,b\nc,d\n', "quote.csv cannot be used: line 3: unexpected end of data"),
         ("latin.csv", "text,label\ncaf\xe9,a\n".encode("latin-1"), "'utf-8' codec can't decode byte 0xe9"),
         ("empty.csv", "", "No columns to parse from file; repair or convert it"),
         ("header.csv", "text,label\n", "header.csv must hold rows, got none"),
@@ -209,7 +214,11 @@ def test_options(folder, capsys, arguments, message):
             '{"text": "", "label": "negative"}\n{"text": " ", "label": "positive"}\n',
             "got only empty ones",
         ),
-        ("mixed.jsonl", '{"text": "a", "label": "positive"}\n{"text": "b", "label": 3}\n', "all alike, got int, str"),
+        (
+            "mixed.jsonl",
+            '{"text": "a", "label": "positive"}\n{"text": "b", "label": 3}\n',
+            "Column(/label) changed from string to number",
+        ),
         ("broken.jsonl", '{"text": "a"\n{', "broken.jsonl cannot be used: JSON parse error"),
         ("broken.parquet", "PAR1", "broken.parquet cannot be used: "),
         ("broken.arrow", "none", "broken.arrow cannot be used: "),
@@ -226,6 +235,18 @@ def test_data_files(folder, capsys, name, text, message):
 def test_other_commands(folder, capsys):
     assert "either `--dataset` or `--eval-file`, got neither" in refused(capsys, folder, ["model"], "evaluate")
     assert "`seed` must not be negative, got -1" in refused(capsys, folder, ["--seed=-1", "--output-dir=run"], "demo")
+
+
+def test_every_command_has_help(capsys):
+    def help_of(*command):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([*command, "--help"])
+        return capsys.readouterr().out
+
+    names = re.search(r"\{([\w,]+)\}", help_of()).group(1).split(",")
+    assert len(names) > 10
+    for name in names:
+        assert f"usage: powerbert {name}" in help_of(name)
 
 
 def test_classes_that_are_only_reported(folder, capsys):
@@ -300,5 +321,5 @@ def test_in_a_shell(folder):
     assert run.returncode == 2
     assert run.stdout == ""
     *progress, sentence = run.stderr.splitlines()
-    assert sentence.startswith("powerbert train: ragged.csv cannot be used: Error tokenizing data")
+    assert sentence.startswith("powerbert train: ragged.csv must have 2 fields a row")
     assert not [line for line in progress if "Generating train split" not in line and line.strip()]

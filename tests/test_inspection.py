@@ -190,8 +190,27 @@ def test_all_survives_in_off_mode_and_nothing_is_said_of_soft_mode(host, model, 
     (found,) = explain(model, pieces, [TEXTS["words"]])
     assert all(len(kept) == len(found.tokens) for kept in found.kept)
     soft = host.make(retention_mode="soft", retention_length=64)
-    with pytest.raises(ValueError, match='must be in hard mode to look at what it removes, got "soft"'):
+    with pytest.raises(ValueError, match=r"in hard mode, to look at .* in mode 'soft'"):
         explain(soft, pieces, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("good film", "`texts` must be several, got one: 'good film'"),
+        (["good", None], "got None as number 2"),
+        (["good", ("good", "film")], r"got \('good', 'film'\) as number 2"),
+        ([("good", 5)], "got .* as number 1"),
+    ],
+)
+def test_what_is_no_text_is_not_explained(model, pieces, texts, message):
+    with pytest.raises(ValueError, match=message):
+        explain(model, pieces, texts)
+
+
+def test_a_stock_model_is_not_explained(host, pieces):
+    with pytest.raises(ValueError, match=r"must be one of this package, in hard mode, .* got .* in mode None"):
+        explain(host.make_stock(), pieces, ["good"])
 
 
 def test_an_explanation_survives_a_file(model, pieces):

@@ -1,5 +1,6 @@
 """What elimination does to a model, for both hosts: which word-vectors stay, and what must not depend on the batch."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -263,3 +264,26 @@ def test_grouped_and_repeated_albert_layers():
     ours = Host("albert").make("base", num_hidden_groups=3, inner_group_num=2, retention_config=[9, 8, 7, 6, 5, 4])
     outputs = ours(torch.ones(1, 12, dtype=torch.long), output_hidden_states=True)
     assert [states.shape[1] for states in outputs.hidden_states] == [12, 9, 8, 7, 6, 5, 4]
+
+
+def test_a_configuration_that_was_set_by_hand_is_checked_before_it_runs(host, batch):
+    """What `set_retention` would have said."""
+    for config, message in (
+        ([0.9, 0.8, 0.7], "in words must hold integers of at least 1, got 0.9"),
+        ([9, 4], r"one entry per encoder \(3\), got 2"),
+        ([2, 8, 9], "must not increase"),
+    ):
+        model = host.make(retention_config=[9, 4, 1])
+        model.config.retention_config = config
+        with pytest.raises(ValueError, match=message), torch.no_grad():
+            model(**batch)
+        with pytest.raises(ValueError, match=message):
+            model(**batch)
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, lambda shares: list(np.array(shares))])
+def test_arrays_are_configurations(host, kind):
+    model = host.make()
+    model.set_retention(kind([0.75, 0.5, 0.25]), "fraction")
+    assert model.config.retention_config == [0.75, 0.5, 0.25]
+    assert {type(entry) for entry in model.config.retention_config} == {float}

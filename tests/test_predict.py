@@ -126,6 +126,19 @@ def test_what_is_too_long_is_cut_and_where_can_be_said(host, tokenizer):
         assert found["score"] == pytest.approx(score, abs=1e-5)
 
 
+def test_one_text_is_not_taken_for_its_letters(host, tokenizer):
+    with pytest.raises(ValueError, match="`texts` must be several, got one: 'good film'; pass a list"):
+        next(predict(host.make(**HARD, **NAMES), tokenizer, "good film"))
+
+
+def test_several_numbers_are_no_classes(host, tokenizer):
+    model = host.make(**HARD, num_labels=3, problem_type="regression")
+    (found,) = predict(model, tokenizer, ["good film"])
+    with torch.no_grad():
+        wanted = model(**tokenizer("good film", return_tensors="pt")).logits[0].tolist()
+    assert found == {"values": pytest.approx(wanted, abs=1e-5)}
+
+
 def test_bfloat16_answers_alike_and_the_model_is_put_into_evaluation_mode(host, tokenizer):
     model, texts = host.make(**HARD, **NAMES).train(), texts_of([3, 30, 12])
     exact, half = (list(predict(model, tokenizer, texts, bf16=bf16)) for bf16 in (False, True))

@@ -3,15 +3,18 @@
 import json
 import os
 import sys
+import time
 from contextlib import redirect_stderr, redirect_stdout
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 from datasets import Dataset
 
 from conftest import Host, without_dropout
 from powerbert_hf import cli
-from powerbert_hf.processes import MainProcessFailed, lengths_of_all, on_main
+from powerbert_hf.processes import MainProcessFailed, first_of_each_machine, lengths_of_all, on_main
 from test_trainer import SOFT, make_trainer, rows_of_one_length
 
 
@@ -94,6 +97,28 @@ def test_a_recipe_in_two_processes(inputs, start, as_rank, tmp_path, capsys):
     # Two processes take another number of steps than one: the folder is no one-process run.
     assert cli.main(["train", *inputs]) == 2
     assert "holds the run of another command" in capsys.readouterr().err
+
+
+def wait_as_rank(rank, log):
+    os.environ.update(rank)
+    number = int(rank["RANK"])
+    with open(log, "w") as file, redirect_stdout(file), redirect_stderr(file):
+        dist.init_process_group("gloo", timeout=timedelta(seconds=4))
+        assert on_main(lambda: time.sleep(6)) is None
+        with first_of_each_machine():
+            begun = time.time()
+            time.sleep(6 * (1 - number))
+        times = [None, None]
+        dist.all_gather_object(times, begun)
+        assert times[1] >= times[0] + 6
+
+
+def test_processes_wait_for_each_other_longer_than_their_network_does(start, as_rank, tmp_path):
+    logs = [tmp_path / "0.txt", tmp_path / "1.txt"]
+    ranks = [start(wait_as_rank, rank, log) for rank, log in zip(as_rank, logs, strict=True)]
+    for process, log in zip(ranks, logs, strict=True):
+        process.join()
+        assert process.exitcode == 0, log.read_text()
 
 
 def train_as_rank(rank, argv, log):

@@ -123,6 +123,11 @@ def test_curves_hold_the_logs_and_the_speed_up_where_it_was_logged():
     assert run_curves(run) == []
 
 
+def test_a_run_that_is_not_there_is_not_the_output(tmp_path, capsys):
+    assert cli.main(["report", str(tmp_path / "nowhere")]) == 2
+    assert "A finished run must have a report.json that can be read, got none in" in capsys.readouterr().err
+
+
 def test_a_run_whose_data_are_gone_says_so_and_shows_the_rest(tmp_path, capsys):
     shutil.copytree(FIGURES / "run", tmp_path / "run")
     assert cli.main(["report", str(tmp_path / "run")]) == 0

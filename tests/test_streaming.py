@@ -3,6 +3,7 @@
 import json
 from itertools import islice
 
+import pandas
 import pytest
 from datasets import Dataset
 
@@ -85,6 +86,23 @@ def test_a_class_that_the_head_does_not_have_is_refused(options, rows, tmp_path)
     data = streaming.load_stream(options, str(tmp_path / "model"))
     with pytest.raises(ValueError, match="must be like its first 20: Classes mixed"):
         list(islice(data.train, 100))
+
+
+# Of a csv file that nobody reads to its end.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_only_texts_and_labels_must_be_as_in_the_head(options, rows, tmp_path, ending):
+    """A part of the file in which each text is a number, and a column that means nothing and changes its kind."""
+    early = [{**row, "note": None} for row in rows * 200][:10_000]
+    frame = pandas.DataFrame([*early, *({**row, "text": "7", "note": "late"} for row in rows)])
+    options.train_file, options.text_columns = str(tmp_path / f"late.{ending}"), ["text"]
+    if ending == "csv":
+        frame.to_csv(options.train_file, index=False)
+    else:
+        frame.to_json(options.train_file, orient="records", lines=True)
+    data = streaming.load_stream(options, str(tmp_path / "model"))
+    seven = data.tokenizer("7")["input_ids"]
+    assert sum(row["input_ids"] == seven for row in islice(data.train, 10_050)) > 40
 
 
 @pytest.mark.parametrize("num_proc", [None, 2])

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from conftest import Host, without_dropout
 from powerbert_hf import PoWERTrainer, PoWERTrainingArguments
+from powerbert_hf.callbacks import LeaveWhenTold
 from powerbert_hf.cost import predicted_speedup
 from powerbert_hf.trainer import distillation_loss
 
@@ -296,6 +297,45 @@ def test_an_epoch_that_is_resumed_goes_on_in_its_own_order(dataset, tokenizer, t
     rest = skip_first_batches(loader, 3)
     rest.set_epoch(1)
     assert [batch.tolist() for batch in rest] == epochs[1][3:]
+
+
+@pytest.mark.parametrize("fields", [SOFT, HARD])
+def test_arguments_without_our_fields_are_refused(dataset, tmp_path, fields):
+    args = TrainingArguments(str(tmp_path), use_cpu=True)
+    with pytest.raises(ValueError, match="must be `PoWERTrainingArguments`, got TrainingArguments"):
+        PoWERTrainer(Host("bert").make(**fields), args, train_dataset=dataset)
+
+
+@pytest.mark.parametrize("goal", [{"speedup": 1.5}, {"retention_lambda": 1.0}])
+def test_frozen_retention_weights_are_refused(dataset, tokenizer, tmp_path, goal):
+    model = Host("bert").make(**SOFT)
+    for parameter in model.base_model.parameters():
+        parameter.requires_grad = False
+    with pytest.raises(ValueError, match="must be trained in a search, got frozen ones"):
+        make_trainer(model, dataset, tokenizer, tmp_path, **goal)
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "no"])
+def test_told_to_leave_a_training_is_saved_once(dataset, tokenizer, tmp_path, strategy):
+    """Not a second time over the only checkpoint that there is."""
+    trainer = make_trainer(Host("bert").make(), dataset, tokenizer, tmp_path, save_strategy=strategy)
+    saved = []
+
+    class Told(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                trainer.accelerator.set_trigger()
+
+        def on_save(self, args, state, control, **kwargs):
+            saved.append(state.global_step)
+
+    leave = LeaveWhenTold(trainer.accelerator)
+    for callback in (Told(), leave):
+        trainer.add_callback(callback)
+    trainer.train()
+    assert leave.told
+    assert saved == [2]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
 @pytest.fixture

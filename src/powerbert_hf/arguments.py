@@ -208,7 +208,7 @@ class CalibrateArguments(ModelArguments):
     )
     text_columns: list[str] | None = field(default=None, metadata={"help": "Of the file: one column, or two."})
     agreement: float = field(
-        default=0.99, metadata={"help": "Share of predictions that must stay, shown at 95 % confidence."}
+        default=0.99, metadata={"help": "Share of predictions that must stay, shown at 95 %% confidence."}
     )
     inputs: int = field(default=2048, metadata={"help": "How many texts, at most; more show more, and take longer."})
     max_length: int | None = field(default=None, metadata={"help": "Truncate inputs to this many word-pieces."})
@@ -243,7 +243,7 @@ class ReportArguments:
 
     run: str = field(metadata={"help": "The `--output-dir` of a `powerbert train` or `powerbert sweep`."})
     output: str | None = field(default=None, metadata={"help": "html; `report.html` in the run if left out."})
-    examples: bool = field(default=True, metadata={"help": "Show texts whose prediction changed."})
+    examples: bool = field(default=True, metadata={"help": "Whether texts whose prediction changed are shown."})
     measure: bool = field(
         default=False, metadata={"help": "Time the models again, against all baselines, which may take minutes."}
     )

@@ -31,7 +31,7 @@ from .checkpoint import hub_id, load_classifier, load_tokenizer
 from .cost import predicted_speedup
 from .data import read_texts, tokenize_texts
 from .files import check_free, whole_folder
-from .retention_file import RETENTION_FILE, RetentionFile
+from .retention_file import RetentionFile
 from .sensitivity import check_model, comparison, search_path
 
 logger = logging.getLogger(__name__)
@@ -246,7 +246,7 @@ def calibrate_folder(
                 },
                 speedup={"predicted": found.chosen.predicted_speedup},
             )
-            (partial / RETENTION_FILE).write_text(told.dumps(), encoding="utf-8")
+            told.save(partial)
     return found
 
 

@@ -321,7 +321,7 @@ def add_card(model: PreTrainedModel, folder: str | Path, repo: str) -> None:
         base = hub_id(model.name_or_path) if model.name_or_path != repo else None
         facts = Facts(repo, RetentionFile.of(model.config, base_model=base), license=license_of(base), **more)
     path.write_text(str(make_card(facts)), encoding="utf-8")
-    Path(folder, RETENTION_FILE).write_text(facts.retention.dumps(), encoding="utf-8")
+    facts.retention.save(folder)
 
 
 def _same_weights(model: PreTrainedModel, folder: Path) -> bool:

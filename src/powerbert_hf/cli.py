@@ -340,10 +340,13 @@ def _report(argv: list[str]) -> None:
     options = parse_for_model("report", argv, ReportArguments, ("run",))
     from .files import check_new
     from .looking import report_run
+    from .report import read_json
 
     output = Path(options.output or Path(options.run) / "report.html")
     if output.suffix.lower() != ".html":
         raise ValueError(f"A report must end in .html, got {output}; choose another name.")
+    if not any(Path(options.run, name).is_file() for name in ("report.json", "sweep.json")):
+        read_json(Path(options.run, "report.json"))
     check_new(output, options.overwrite)
     _quiet_datasets()
     report_run(Path(options.run), output, options.examples, options.measure, _say)

@@ -145,6 +145,9 @@ class RetentionEncoderMixin:
                 "A model in soft mode needs retention weights, got none: it was built in another mode; load it with "
                 '`retention_mode="soft"`.'
             )
+        if not is_tracing():
+            # Whoever sets a field of the configuration is told here what `set_retention` would have said.
+            self.config.validate_retention()
         hide = self.config.retention_soft_extract == "hide"
         previous, left = None, width
         for encoder in range(self.config.num_encoders):

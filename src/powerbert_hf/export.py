@@ -61,7 +61,7 @@ def export_onnx(
                 _quantize(path)
                 difference = _difference(model, path, input_names)
         except BaseException:
-            path.unlink()
+            path.unlink(missing_ok=True)
             raise
     finally:
         model.train(training)

@@ -26,7 +26,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from .card import Facts, fitting_tags, is_own, known_of, make_card, run_of
 from .checkpoint import hub_id, load_classifier, load_config, load_tokenizer
 from .files import check_free, whole_folder
-from .retention_file import RETENTION_FILE, RetentionFile, hub_reason, read_retention
+from .retention_file import RetentionFile, hub_reason, read_retention
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ def assemble(
         facts = known_of(model, classifier.config, repo, with_code=with_code)
         _save(classifier, folder, with_code)
         load_tokenizer(weights, classifier.config).save_pretrained(folder)
-    (folder / RETENTION_FILE).write_text(facts.retention.dumps(), encoding="utf-8")
+    facts.retention.save(folder)
     (folder / "README.md").write_text(_card(Path(weights), facts), encoding="utf-8")
 
 
@@ -295,7 +295,7 @@ def apply_folder(model: str | Path, retention: str | Path, folder: str | Path) -
         classifier.to(_dtype(config)).save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         told = RetentionFile.of(classifier.config, base_model=hub_id(model))
-        (partial / RETENTION_FILE).write_text(told.dumps(), encoding="utf-8")
+        told.save(partial)
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import groupby
+from reprlib import repr as shortened
 from typing import Any
 
 import torch
@@ -107,16 +108,23 @@ def explain(
         An explanation of each text, in their order.
 
     Raises:
-        ValueError: for a model that removes nothing yet (soft mode), or a length that cannot be.
+        ValueError: for a model that removes nothing yet (soft mode) or is not of this package, for texts that are
+            none, or a length that cannot be.
     """
-    if model.config.active_retention_mode == "soft":
+    if getattr(model.config, "active_retention_mode", "soft") == "soft":
         raise ValueError(
-            'A model must be in hard mode to look at what it removes, got "soft"; set its configuration with '
-            "`set_retention`."
+            "A model must be one of this package, in hard mode, to look at what it removes, got "
+            f"{type(model).__name__} in mode {getattr(model.config, 'active_retention_mode', None)!r}; load it with a "
+            "`PoWER...` class, or set its configuration with `set_retention`."
         )
-    texts = [[text] if isinstance(text, str) else list(text) for text in texts]
+    if isinstance(texts, str):
+        raise ValueError(f"`texts` must be several, got one: {shortened(texts)}; pass a list that holds it.")
+    texts = [[text] if isinstance(text, str) else text for text in texts]
     if not texts:
         return []
+    for number, parts in enumerate(texts, start=1):
+        if not (isinstance(parts, list | tuple) and len(parts) == len(texts[0]) and set(map(type, parts)) == {str}):
+            raise ValueError(f"All texts must be one, or all two, got {shortened(parts)} as number {number}.")
     model.eval()
     limit = input_limit(tokenizer, model.config, len(texts[0]), max_length)
     inputs = tokenizer(*map(list, zip(*texts, strict=True)), truncation=True, max_length=limit)

@@ -120,7 +120,7 @@ class RetentionModelMixin(PreTrainedModel):
         """Run with another retention configuration from now on, in hard mode, or with `None` as the stock model.
 
         Args:
-            config: one entry per encoder, never increasing; `None` keeps all word-vectors.
+            config: one entry per encoder, never increasing, or an array of them; `None` keeps all word-vectors.
             unit: `"words"` or `"fraction"`; `None` leaves the unit as it is.
             length: the retention length; `None` leaves it as it is.
 
@@ -128,7 +128,7 @@ class RetentionModelMixin(PreTrainedModel):
             ValueError: for a configuration that cannot be run; the model stays as it was.
         """
         changes = {
-            "retention_config": list(config) if isinstance(config, (list, tuple)) else config,
+            "retention_config": _plain(config),
             "retention_unit": self.config.retention_unit if unit is None else unit,
             "retention_length": self.config.retention_length if length is None else length,
             "retention_mode": None,
@@ -139,6 +139,14 @@ class RetentionModelMixin(PreTrainedModel):
         for name, value in changes.items():
             setattr(self.config, name, value)
         self.base_model.encoder.register_parameter("retention_weights", None)
+
+
+def _plain(config: Any) -> Any:
+    """Entries of an array or a tensor as numbers, which alone can be written to a file."""
+    config = config.tolist() if hasattr(config, "tolist") else config
+    if not isinstance(config, list | tuple):
+        return config
+    return [entry.item() if hasattr(entry, "item") else entry for entry in config]
 
 
 class RetentionBaseModelMixin(RetentionModelMixin):

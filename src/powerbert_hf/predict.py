@@ -62,8 +62,10 @@ def predict(
         with `reject` for some `{"reason": "missing", "empty", "not text" or "over-long", "found": what was there}`.
 
     Raises:
-        ValueError: for a size that is not at least 1, or where a text is missing.
+        ValueError: for a size that is not at least 1, for a text that is not in a list, or where one is missing.
     """
+    if isinstance(texts, str):
+        raise ValueError(f"`texts` must be several, got one: {shortened(texts)}; pass a list that holds it.")
     for name, value in (("batch_size", batch_size), ("window", window)):
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")

@@ -149,6 +149,14 @@ class RetentionFile:
         known = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         return json.dumps({"version": _VERSION, **known}, indent=2) + "\n"
 
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the file.
+
+        Args:
+            folder: of a model, or one of its own.
+        """
+        Path(folder, RETENTION_FILE).write_text(self.dumps(), encoding="utf-8")
+
 
 def read_retention(source: str | os.PathLike, **download: Any) -> RetentionFile:
     """Read a configuration: a `retention.json`, or else that of a model of this package.

@@ -23,7 +23,7 @@ from .card import Facts, is_own, make_card
 from .checkpoint import hub_id
 from .processes import lengths_of_all
 from .retention import retention_config_from_mass, retention_mass
-from .retention_file import RETENTION_FILE, RetentionFile
+from .retention_file import RetentionFile
 
 
 @dataclass
@@ -48,7 +48,8 @@ class PoWERTrainingArguments(TrainingArguments):
     """
 
     speedup: float | None = field(
-        default=None, metadata={"help": "Predicted speed-up that the search ends at, such as 2."}
+        default=None,
+        metadata={"help": "Predicted speed-up that the search ends at; 2 for a run without another goal."},
     )
     retention_lambda: float | None = field(
         default=None, metadata={"help": "In place of a speed-up: lambda in loss + lambda * sum_j j * mass(j)."}
@@ -58,7 +59,10 @@ class PoWERTrainingArguments(TrainingArguments):
     )
     distillation: float | None = field(
         default=None,
-        metadata={"help": "Share of the loss, in search and re-training, for answering as the fine-tuned model does."},
+        metadata={
+            "help": "Share of the loss, in search and re-training, for answering as the fine-tuned model does; 0.9 on "
+            "the command line, but for --paper."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -157,14 +161,19 @@ class PoWERTrainer(Trainer):
         kwargs: for `Trainer`.
 
     Raises:
-        ValueError: for retention weights that are not float32 or would be sharded, or for a speed-up that cannot be
-            reached; in training, where the loss is no longer finite.
+        ValueError: for other training arguments, for retention weights that are frozen, not float32 or would be
+            sharded, or for a speed-up that cannot be reached; in training, where the loss is no longer finite.
     """
 
     def __init__(
         self, *args: Any, teacher: PreTrainedModel | None = None, lengths: Sequence[int] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        if not isinstance(self.args, PoWERTrainingArguments):
+            raise ValueError(
+                f"`args` must be `PoWERTrainingArguments`, got {type(self.args).__name__}; they take what "
+                "`TrainingArguments` take."
+            )
         self._budget: Budget | None = None
         self._predicted: Callable[[list[float]], float] | None = None
         self.teacher: PreTrainedModel | None = None
@@ -181,6 +190,11 @@ class PoWERTrainer(Trainer):
             raise ValueError(
                 f"Retention weights must be trained in torch.float32, got {weights.dtype}; load the model in float32 "
                 "and set `bf16=True` or `fp16=True` for mixed precision."
+            )
+        if not weights.requires_grad:
+            raise ValueError(
+                "Retention weights must be trained in a search, got frozen ones; set their `requires_grad`, or freeze "
+                "and add adapters after it."
             )
         if self.args.speedup is None:
             self.add_callback(ClampRetentionWeights())
@@ -309,7 +323,7 @@ class PoWERTrainer(Trainer):
                 place, retention, metadata=summary.create_metadata(), hyperparameters=summary.hyperparameters
             )
             path.write_text(str(make_card(facts)), encoding="utf-8")
-            path.with_name(RETENTION_FILE).write_text(retention.dumps(), encoding="utf-8")
+            retention.save(path.parent)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Upstream's log, with the parts of the loss and the masses beside the training loss."""
