@@ -5,7 +5,7 @@ from itertools import islice
 
 import pandas
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from conftest import Host
 from powerbert_hf import cli, streaming
@@ -69,13 +69,26 @@ def test_the_recipe_trains_on_a_stream_for_as_many_steps_as_asked(options, tmp_p
     [
         ([], "`--streaming` needs `--max-steps`, got -1"),
         (["--max-steps=2", "--max-train-samples=9"], "`--streaming` draws no rows, got `--max-train-samples`"),
-        (["--max-steps=2", "--dataset=rows"], "`--streaming` reads a `--train-file` with its `--eval-file`"),
+        (
+            ["--max-steps=2", "--dataset=rows"],
+            "Pass either `--dataset` or `--train-file` (with `--eval-file`), got both",
+        ),
     ],
 )
 def test_what_a_stream_cannot_do(options, tmp_path, capsys, more, message):
     assert cli.main(arguments(tmp_path, *more)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_saved_data_set_is_a_stream_too(options, rows, tmp_path):
+    saved = DatasetDict(train=Dataset.from_list(rows), validation=Dataset.from_list(rows[:9]))
+    saved.save_to_disk(tmp_path / "saved")
+    options.dataset, options.train_file, options.eval_file = str(tmp_path / "saved"), None, None
+    data = streaming.load_stream(options, str(tmp_path / "model"))
+    assert len(data.eval) == 9
+    first = [tuple(row["input_ids"]) for row in islice(data.train, 62)]
+    assert len({*first}) > 50
 
 
 def test_a_class_that_the_head_does_not_have_is_refused(options, rows, tmp_path):

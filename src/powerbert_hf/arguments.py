@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options of the command `powerbert`, and what they may be."""
 
+import argparse
 import difflib
 import math
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from itertools import takewhile
 from typing import Any
 
@@ -418,7 +419,9 @@ def parse_for_model(command: str, argv: Sequence[str], kind: type, unnamed: Sequ
     """
     from transformers import HfArgumentParser
 
-    usage = f"powerbert {command} {' '.join(name.upper() for name in unnamed)} [options]"
+    needed = [one for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
+    options = [f"--{one.name.replace('_', '-')} {one.name.upper()}" for one in needed if one.name not in unnamed]
+    usage = " ".join(["powerbert", command, *(name.upper() for name in unnamed), *options, "[options]"])
     parser = HfArgumentParser(kind, prog=f"powerbert {command}", usage=usage, allow_abbrev=False)
     return _parse_all(parser, with_names(argv, unnamed))[0]
 
@@ -468,6 +471,11 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
     if task is not None and task not in TASKS:
         raise ValueError(f"`--task` must be one of {', '.join(TASKS)}, got {task!r}; leave it out for your own data.")
     parser = HfArgumentParser(kinds, **named)
+    for action in parser._actions:
+        if action.dest == "push_to_hub":
+            action.help = "Publish the final model when the run has ended; see `--hub-model-id`."
+        if SweepArguments in kinds and action.dest in ("speedup", "retention_lambda", "push_to_hub"):
+            action.help = argparse.SUPPRESS
     defaults = {**_TRAINING_DEFAULTS, **(TASKS[task].hyperparameters if task else {})}
     # Where nothing is typed, a step takes as many rows in several processes as in one.
     rows, processes = defaults["per_device_train_batch_size"], get_cpu_distributed_information().world_size

@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
 from .checkpoint import load_config, load_tokenizer, reading
@@ -104,7 +104,8 @@ def load_splits(
     train_file: str | None = None,
     eval_file: str | None = None,
     task: Task | None = None,
-) -> tuple[Dataset, Dataset]:
+    streaming: bool = False,
+) -> tuple[Dataset | IterableDataset, Dataset]:
     """Read the training split and the split to report.
 
     Args:
@@ -113,6 +114,7 @@ def load_splits(
         train_file: csv, tsv, json, jsonl, parquet or arrow; in place of `dataset`.
         eval_file: the same; in place of the data set's own split.
         task: names the split to report.
+        streaming: the training split is read as it is iterated over.
 
     Raises:
         ValueError: where nothing is to be read, or a split is missing.
@@ -120,7 +122,7 @@ def load_splits(
     if dataset is None and train_file is not None:
         if eval_file is None:
             raise ValueError("`--train-file` needs an `--eval-file` to report on; split one off your data.")
-        return read_file(train_file), read_file(eval_file)
+        return read_file(train_file, streaming=streaming), read_file(eval_file)
     if dataset is None or train_file is not None:
         raise ValueError("Pass either `--dataset` or `--train-file` (with `--eval-file`), got both or neither.")
     folder = Path(dataset)
@@ -128,32 +130,41 @@ def load_splits(
         if (folder / "dataset_dict.json").is_file():
             splits = datasets.load_from_disk(dataset)
         else:
-            splits = datasets.load_dataset(str(folder) if folder.is_dir() else dataset, subset)
-    if not isinstance(splits, DatasetDict) or "train" not in splits:
+            name = str(folder) if folder.is_dir() else dataset
+            splits = datasets.load_dataset(name, subset, streaming=streaming)
+    if not isinstance(splits, DatasetDict | IterableDatasetDict) or "train" not in splits:
         raise ValueError(f"Data set {dataset!r} must have a split `train`, got {list(splits)}; pass `--train-file`.")
+    train = splits["train"]
+    if streaming and isinstance(train, Dataset):
+        train = train.to_iterable_dataset()
     if eval_file is not None:
-        return splits["train"], read_file(eval_file)
+        return train, read_file(eval_file)
     for name in dict.fromkeys([task.eval_split if task else "validation", "validation", "test"]):
         if name in splits:
-            return splits["train"], splits[name]
+            held_out = splits[name]
+            if isinstance(held_out, IterableDataset):
+                held_out = Dataset.from_list(list(held_out), features=held_out.features)
+            return train, held_out
     raise ValueError(f"Data set {dataset!r} has no split to report on, got {list(splits)}; pass `--eval-file`.")
 
 
-def read_file(path: str, lines: bool = False) -> Dataset:
+def read_file(path: str, lines: bool = False, streaming: bool = False) -> Dataset | IterableDataset:
     """Read a table: csv, tsv, json, jsonl, parquet or arrow.
 
     Args:
         path: of the file.
         lines: take txt too, a text a line.
+        streaming: read it as it is iterated over; it is not looked through first.
 
     Raises:
         ValueError: for another kind of file, or for one that cannot be read or holds no rows.
     """
     reader, options = dataset_reader(path, lines)
-    check_table(path)
+    if not streaming:
+        check_table(path)
     try:
         with reading(path, REPAIR):
-            return datasets.load_dataset(reader, split="train", **options)
+            return datasets.load_dataset(reader, split="train", streaming=streaming, **options)
     except ValueError as error:
         if "corresponds to no data" not in str(error):
             raise

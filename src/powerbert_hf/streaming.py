@@ -13,10 +13,10 @@ import pyarrow
 from datasets import Dataset, IterableDataset
 
 from .checkpoint import load_config, load_tokenizer, reading
-from .data import TaskData, check_texts, prepare_data, read_file
+from .data import TaskData, check_texts, load_splits, prepare_data
 from .labels import flat, read_labels
-from .rows import REPAIR, dataset_reader
-from .tasks import TASKS, Task
+from .rows import REPAIR
+from .tasks import TASKS
 
 # Rows at the head of the stream: a tenth of them is the tuning split, and their labels are all that there may be.
 _HEAD = 20_000
@@ -43,7 +43,8 @@ def load_stream(options: Any, model: str, seed: int = 42) -> TaskData:
     config = load_config(model)
     tokenizer = load_tokenizer(model, config)
     task = TASKS[options.task] if options.task else None
-    stream, held_out = _load_splits(options, task)
+    files = (options.dataset, options.subset, options.train_file, options.eval_file)
+    stream, held_out = load_splits(*files, task, streaming=True)
     with reading("The training rows", REPAIR):
         head = Dataset.from_list(list(stream.take(_HEAD)), features=stream.features)
     named = {name: getattr(options, name) for name in ("dataset", "subset", "task", "train_file", "eval_file")}
@@ -91,35 +92,6 @@ def load_stream(options: Any, model: str, seed: int = 42) -> TaskData:
     # Processes share out the rows of one generator; several files they would share out, tuning rows and all.
     train = IterableDataset.from_generator(rows, features=first.features)
     return replace(data, train=train, source={**data.source, "train_rows": None})
-
-
-def _load_splits(options: Any, task: Task | None) -> tuple[IterableDataset, Dataset]:
-    """The training split as a stream, and the split to report.
-
-    Raises:
-        ValueError: where nothing is to be read, or a split is missing.
-    """
-    if options.train_file is not None and options.eval_file is not None and options.dataset is None:
-        reader, more = dataset_reader(options.train_file)
-        with reading(options.train_file, REPAIR):
-            stream = datasets.load_dataset(reader, split="train", streaming=True, **more)
-        return stream, read_file(options.eval_file)
-    if options.dataset is None or options.train_file is not None:
-        raise ValueError(
-            "`--streaming` reads a `--train-file` with its `--eval-file`, or a `--dataset`, got neither or both."
-        )
-    with reading(f"The data set {options.dataset}", "check its name or folder, or fetch it again"):
-        splits = datasets.load_dataset(options.dataset, options.subset, streaming=True)
-    wanted = dict.fromkeys([task.eval_split if task else "validation", "validation", "test"])
-    reported = [name for name in wanted if name in splits]
-    if "train" not in splits or not (reported or options.eval_file):
-        raise ValueError(
-            f"Data set {options.dataset!r} must have a split `train` and one to report, got {list(splits)}."
-        )
-    if options.eval_file is not None:
-        return splits["train"], read_file(options.eval_file)
-    held_out = splits[reported[0]]
-    return splits["train"], Dataset.from_list(list(held_out), features=held_out.features)
 
 
 def _sample(head: Dataset, columns: Sequence[str]) -> Dataset:
