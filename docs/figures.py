@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from powerbert_hf.changes import Changes, ClassChange, ExampleChange
-from powerbert_hf.charts import draw_configuration, draw_sweep
+from powerbert_hf.charts import draw_configuration, draw_speeds, draw_sweep
 from powerbert_hf.drawing import draw_explanation
 from powerbert_hf.inspection import Explanation
 from powerbert_hf.pages import explanation_page, run_curves, run_page, survival_page, sweep_page
@@ -25,6 +25,8 @@ from powerbert_hf.terminal import format_explanation
 
 HERE = Path(__file__).parent
 FILES, IMAGES, README = HERE / "figures", HERE / "images", HERE.parent / "README.md"
+# What `powerbert benchmark` found.
+SPEED, LENGTHS = HERE.parent / "results" / "speed", ("sst2", "rte", "imdb")
 # Of README's block.
 COLUMNS = 118
 
@@ -39,6 +41,8 @@ def figures() -> dict[Path, str]:
     words, sweep, run = Explanation.from_dict(read("words.json")), read("sweep/sweep.json"), read_run(FILES / "run")
     kept, entries = run.report["word_vectors_kept"], run.report["retention_config"]
     masses = dict(run_curves(run))["What the search leaves each encoder"]
+    speeds = [json.loads((SPEED / f"bert-base-{name}.json").read_text(encoding="utf-8")) for name in LENGTHS]
+    measurements = [one for found in speeds for one in found["measurements"]]
     before, start, rest = README.read_text(encoding="utf-8").partition("<!-- words:start -->\n```\n")
     _, end, after = rest.partition("```\n<!-- words:end -->")
     return {
@@ -47,6 +51,7 @@ def figures() -> dict[Path, str]:
         IMAGES / "configuration.svg": draw_configuration(kept, entries, run.report["masses"]).file(),
         IMAGES / "masses.svg": masses.file(),
         IMAGES / "sweep.svg": draw_sweep(sweep).file(),
+        IMAGES / "speed.svg": draw_speeds(speeds[0], measurements).file(),
     }
 
 

@@ -33,6 +33,7 @@ ORDER = [
     "tasks",
     "lengths",
     "labels",
+    "rows",
     "data",
     "streaming",
     "predict",

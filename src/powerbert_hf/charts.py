@@ -1,6 +1,6 @@
 # Copyright 2026 The powerbert_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Charts: a configuration, curves of a training, a sweep with what can be had for nothing."""
+"""Charts: a configuration, curves of a training, a sweep with what can be had for nothing, a benchmark."""
 
 import colorsys
 import math
@@ -131,6 +131,51 @@ def draw_sweep(found: dict[str, Any]) -> Canvas:
             canvas.add("circle", "warm", cx=x, cy=y, r=7.0)
             canvas.text(x, y + 4, str(number), "paper", font_size=11, text_anchor="middle", font_weight="bold")
         canvas.text(80, key + 4, name, "ink", font_size=12)
+    return canvas
+
+
+def draw_speeds(setting: dict[str, Any], measurements: Sequence[dict[str, Any]]) -> Canvas:
+    """How many times as fast as stock on batches sorted by length each way is, and what was predicted for ours.
+
+    Args:
+        setting: the first of `speed.run_benchmarks`.
+        measurements: the others.
+    """
+    left, right, top, line, head = 210.0, 52.0, 12.0, 19.0, 30.0
+    groups = [head + line * len(found["rows"]) for found in measurements]
+    bottom = top + sum(groups) + 8
+    title = f"{setting['model']} on {setting['hardware']['processor']}"
+    canvas = Canvas(_WIDTH, bottom + 62, f"Speed-up over stock, sorted by length: {title}")
+    speeds = [row["high"] for found in measurements for row in found["rows"].values()]
+    most = max(1.0, *speeds, *(found["predicted"] for found in measurements))
+
+    def x_at(speedup: float) -> float:
+        return left + (_WIDTH - left - right) * speedup / most
+
+    for value in ticks(0, most):
+        canvas.add("line", "rule", x1=x_at(value), x2=x_at(value), y1=top, y2=bottom)
+        canvas.text(x_at(value), bottom + 14, f"{value:g}x", "soft", font_size=11, text_anchor="middle")
+    canvas.add("line", "edge", x1=x_at(1), x2=x_at(1), y1=top, y2=bottom, stroke_dasharray="2 4")
+    y = top
+    for found, height in zip(measurements, groups, strict=True):
+        name = f"{found['lengths']}, {found['dtype']}, batches of {found['batch_size']}"
+        canvas.text(14, y + 18, name, "ink", font_size=12, font_weight="bold")
+        for number, (way, row) in enumerate(found["rows"].items()):
+            place = y + head - 6 + number * line
+            canvas.text(left - 8, place + 12, row["description"], "soft", font_size=11, text_anchor="end")
+            bar = {"x": left, "y": place + 2, "width": x_at(row["speedup"]) - left, "height": line - 6}
+            canvas.add("rect", "mark" if way.startswith("ours") else "faint", **bar)
+            middle = place + line / 2 - 1
+            canvas.add("line", "warm-edge", x1=x_at(row["low"]), x2=x_at(row["high"]), y1=middle, y2=middle)
+            end = max(row["high"], found["predicted"]) if way == "ours" else row["high"]
+            canvas.text(x_at(end) + 6, place + 12, f"{row['speedup']:.2f}x", "ink", font_size=11)
+            if way == "ours":
+                at = x_at(found["predicted"])
+                canvas.add("line", "warm-edge", x1=at, x2=at, y1=place, y2=place + line - 2, stroke_width=3.0)
+        y += height
+    canvas.add("line", "warm-edge", x1=17.0, x2=17.0, y1=bottom + 26, y2=bottom + 40, stroke_width=3.0)
+    canvas.text(26, bottom + 37, "predicted for ours; thin: lowest to highest ratio", "soft", font_size=11)
+    canvas.text(14, bottom + 54, f"speed-up over stock, sorted by length; {title}", "soft", font_size=11)
     return canvas
 
 

@@ -272,9 +272,11 @@ def _evaluate(argv: list[str]) -> None:
 
 def _benchmark(argv: list[str]) -> None:
     options = parse_for_model("benchmark", argv, BenchmarkArguments)
+    from .charts import draw_speeds
+    from .drawing import save_picture
     from .files import write_json
     from .speed import run_benchmarks
-    from .speed_report import format_measurement, format_setting, plot
+    from .speed_report import format_measurement, format_setting
 
     options.text_columns = _names(options.text_columns)
     command = {"command": ["powerbert", "benchmark", *argv], "version": __version__}
@@ -288,7 +290,7 @@ def _benchmark(argv: list[str]) -> None:
             # Each time: a later one may be refused, or nobody wait for it.
             write_json(Path(options.output), {**command, **setting, "measurements": measurements})
     if options.plot is not None:
-        plot(setting, measurements, options.plot)
+        save_picture(draw_speeds(setting, measurements), options.plot)
 
 
 def _predict(argv: list[str]) -> None:

@@ -5,7 +5,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +116,6 @@ def format_retentions(found: Sequence[tuple[str, RetentionFile]]) -> str:
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def check_matplotlib() -> None:
-    """Refuse a picture where nothing can draw it.
-
-    Raises:
-        ImportError: with the command that installs it.
-    """
-    if find_spec("matplotlib") is None:
-        raise ImportError("`--plot` needs matplotlib, got none; run `pip install 'powerbert_hf[plot]'`.")
 
 
 @dataclass(frozen=True)

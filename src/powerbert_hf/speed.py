@@ -15,10 +15,11 @@ from .benchmark import Features, Measurement, benchmark, hardware, make_batches
 from .checkpoint import load_classifier, load_config, load_tokenizer, reading
 from .cost import encoder_multiply_accumulates, stock_encoder_multiply_accumulates
 from .data import read_texts, tokenize_texts
+from .drawing import check_picture
+from .files import check_new
 from .lengths import draw_lengths, random_features
 from .modeling_power import RetentionSequenceClassifierMixin
 from .profiling import encoder_seconds, peak_memory
-from .report import check_matplotlib
 
 
 def run_benchmarks(options: BenchmarkArguments) -> Iterator[dict[str, Any]]:
@@ -76,7 +77,7 @@ def check_options(options: BenchmarkArguments) -> None:
 
     Raises:
         ValueError: with the rule, the value received and the remedy.
-        ImportError: for a picture without matplotlib.
+        ImportError: for a png where nothing can make one.
     """
     for name in ("batch_sizes", "inputs", "repeats", "threads", "max_length"):
         values = getattr(options, name)
@@ -92,18 +93,13 @@ def check_options(options: BenchmarkArguments) -> None:
         )
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("`--device cuda` needs a CUDA device, got none that torch can use; leave it out.")
-    for name, endings in (("output", (".json",)), ("plot", (".png", ".svg"))):
-        path = getattr(options, name)
-        if path is None:
-            continue
-        if Path(path).suffix not in endings:
-            raise ValueError(f"`--{name}` must end in {' or '.join(endings)}, got {path}.")
-        if not Path(path).parent.is_dir():
-            raise ValueError(f"`--{name}` must lie in a folder that there is, got {path}; make it.")
-        if Path(path).exists() and not options.overwrite:
-            raise ValueError(f"{path} exists already; name another file, or pass `--overwrite`.")
+    if options.output is not None and Path(options.output).suffix.lower() != ".json":
+        raise ValueError(f"`--output` must end in .json, got {options.output}; choose another name.")
     if options.plot is not None:
-        check_matplotlib()
+        check_picture(options.plot)
+    for path in (options.output, options.plot):
+        if path is not None:
+            check_new(Path(path), options.overwrite)
 
 
 def _is_config_only(model: str) -> bool:

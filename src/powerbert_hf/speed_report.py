@@ -1,11 +1,9 @@
 # Copyright 2026 The powerbert_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What `powerbert benchmark` measured, as tables and as a picture."""
+"""What `powerbert benchmark` measured, as tables."""
 
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 
 def format_setting(setting: dict[str, Any]) -> str:
@@ -85,37 +83,3 @@ def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
         "  ".join(["", *(cell.rjust(width) if n else cell.ljust(width) for n, (cell, width) in enumerate(pairs))])
         for pairs in (list(zip(row, widths, strict=True)) for row in table)
     ]
-
-
-def plot(setting: dict[str, Any], measurements: list[dict[str, Any]], path: str) -> None:
-    """Draw the speed-ups over (c) as bars, with the predicted ones marked.
-
-    Args:
-        setting: the first of `run_benchmarks`.
-        measurements: the others.
-        path: of the picture; its ending is the format.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3 + 2 * len(measurements), 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    ways = list(measurements[0]["rows"])
-    width = 0.8 / len(ways)
-    places = np.arange(len(measurements))
-    for number, way in enumerate(ways):
-        rows = [found["rows"][way] for found in measurements]
-        heights = np.array([row["speedup"] for row in rows])
-        errors = np.abs([heights - [row["low"] for row in rows], [row["high"] for row in rows] - heights])
-        offsets = places + (number - (len(ways) - 1) / 2) * width
-        axes.bar(offsets, heights, width, yerr=errors, capsize=2, label=rows[0]["description"])
-        if way == "ours":
-            predicted = [found["predicted"] for found in measurements]
-            axes.plot(offsets, predicted, "k_", markersize=14, markeredgewidth=2, label="predicted for ours")
-    axes.axhline(1, color="grey", linewidth=0.8)
-    axes.set_xticks(
-        places, [f"{m['lengths']}\n{m['dtype']}\nbatches of {m['batch_size']}" for m in measurements], fontsize="small"
-    )
-    axes.set_ylabel("speed-up over stock, sorted by length (c)")
-    axes.set_title(f"{setting['model']} on {setting['hardware']['processor']}", fontsize="small")
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
-    figure.savefig(path)
