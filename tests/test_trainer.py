@@ -299,6 +299,24 @@ def test_an_epoch_that_is_resumed_goes_on_in_its_own_order(dataset, tokenizer, t
     assert [batch.tolist() for batch in rest] == epochs[1][3:]
 
 
+def test_masses_are_learned_once_the_budget_is_reached(dataset, tokenizer, tmp_path):
+    model = Host("bert").make(**SOFT, retention_soft_extract="hide")
+    trainer = make_trainer(model, dataset, tokenizer, tmp_path, speedup=2.0, max_steps=10)
+    seen = []
+
+    class Record(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            seen.append(model.retention_weights.detach().double().sum(dim=1))
+
+    trainer.add_callback(Record())
+    trainer.train()
+    masses = torch.full((3,), 24.0).double()
+    for step in range(1, 11):
+        masses = trainer._budget.hold(masses, step / 10)
+        alike = torch.allclose(seen[step - 1], masses, atol=1e-3)
+        assert alike == (step <= 4), step
+
+
 @pytest.mark.parametrize("fields", [SOFT, HARD])
 def test_arguments_without_our_fields_are_refused(dataset, tmp_path, fields):
     args = TrainingArguments(str(tmp_path), use_cpu=True)

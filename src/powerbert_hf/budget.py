@@ -21,7 +21,13 @@ from .cost import multiply_accumulates_of, predicted_speedup, stock_encoder_mult
 from .retention import clamp_retention_weights, retention_config_from_mass, retention_mass
 
 # Share of the search in which the budget falls from the stock model's cost to what was asked for.
-_FALLING = 0.5
+_FALLING = 0.3
+# Share of the search before which masses follow the budget alone. What a word-vector is worth while few are gone, and
+# to weights that have not got used to that, is another matter.
+LEARNING = 0.4
+# Peak of the logarithms' learning rate, times the number of steps: as it decays in a straight line from a tenth of
+# the steps on, a mass can grow or fall by a factor of e in those that are left.
+LEARNING_RATE = 5.0
 # The gradient of a cost that nothing changes, such as that of counts beyond all inputs.
 _FLAT = 1e-12
 # Far enough to take a mass of 512 to 1 in the first encoder.
@@ -140,11 +146,13 @@ class Budget:
     def hold(self, masses: Tensor, progress: float) -> Tensor:
         """Bring masses to the budget: encoder j's by a power of j, which is the paper's penalty for relative changes.
 
+        The budget falls in the first three tenths of the steps, from four tenths on the masses are learned.
+
         Encoder L hands on [CLS] alone, so nothing is learned there: its mass is that of the encoder before.
 
         Args:
             masses: (L,).
-            progress: share of the steps that are done; the budget falls in the first half of them.
+            progress: share of the steps that are done.
 
         Returns:
             (L,), from 1 to R.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from .budget import Budget
+from .budget import LEARNING, Budget
 from .retention import clamp_retention_weights, retention_mass
 
 
@@ -40,7 +40,7 @@ def finite_masses(retention_weights: Tensor) -> list[float]:
 class HoldBudget(TrainerCallback):
     """Learns masses that have a budget, which falls as the training goes on, rather than each weight by itself.
 
-    All weights of an encoder get one gradient, so that the optimizer moves them alike: by the logarithm of the factor
+    Once the budget is reached all weights of an encoder get one gradient, so that the optimizer moves them alike: by the logarithm of the factor
     that its mass grows by. The masses are then brought to the budget and the weights made anew from them.
     """
 
@@ -51,9 +51,13 @@ class HoldBudget(TrainerCallback):
         """See `TrainerCallback`; `model` is the unwrapped one."""
         self.weights = model.retention_weights
 
-    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Turn the gradient of the weights, which is that of all processes by now, into that of the masses."""
         self.before = self.weights.detach().double().cpu()
+        if state.global_step < LEARNING * state.max_steps:
+            # Nor shall the optimizer remember it.
+            self.weights.grad = None
+            return
         gradient = self.budget.share_out(self.before, self.weights.grad)
         self.weights.grad.copy_(gradient[:, None].expand_as(self.weights))
 

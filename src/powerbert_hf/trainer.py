@@ -17,7 +17,7 @@ from transformers.modelcard import TrainingSummary
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .agreement import log_probabilities
-from .budget import Budget
+from .budget import LEARNING_RATE, Budget
 from .callbacks import ClampRetentionWeights, FiniteGradients, HoldBudget, TellSamplerEpoch, finite_masses
 from .card import Facts, is_own, make_card
 from .checkpoint import hub_id
@@ -42,7 +42,8 @@ class PoWERTrainingArguments(TrainingArguments):
         retention_learning_rate (`float`, *optional*):
             Learning rate of the retention weights. Adam moves a weight by at most this much a step, so the number of
             steps bounds how far a mass can fall; `None` sets 2 divided by the number of steps, with which a weight can
-            just fall from 1 to 0 while the rate decays linearly.
+            just fall from 1 to 0 while the rate decays linearly. With `speedup` it is that of the masses' logarithms,
+            and `None` sets 5 divided by the number of steps.
         distillation (`float`, *optional*):
             Share of the loss, from 0 to 1, that is the distance to the answers of a teacher, see [`PoWERTrainer`].
     """
@@ -55,7 +56,7 @@ class PoWERTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "In place of a speed-up: lambda in loss + lambda * sum_j j * mass(j)."}
     )
     retention_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the retention weights; 2 / (number of steps) by default."}
+        default=None, metadata={"help": "Learning rate of the retention weights; follows from the number of steps."}
     )
     distillation: float | None = field(
         default=None,
@@ -267,7 +268,7 @@ class PoWERTrainer(Trainer):
             for group in (optimizer or self.optimizer).param_groups:
                 # An optimizer of the user's own has no such group and keeps its rates.
                 if group.get("retention"):
-                    group["lr"] = 2.0 / num_training_steps
+                    group["lr"] = (2.0 if self._budget is None else LEARNING_RATE) / num_training_steps
         return super().create_scheduler(num_training_steps, optimizer)
 
     def compute_loss(
