@@ -54,7 +54,8 @@ def test_held_masses_cost_the_budget_which_falls_at_first(host, unit):
         costs.append(asked.cost(masses).item())
     assert costs[3:] == pytest.approx([1 / 3] * 7, abs=1e-6)
     assert costs[:3] == sorted(costs[:3], reverse=True)
-    assert costs[0] > 0.7
+    # A third of the way.
+    assert costs[0] > 0.6
 
 
 def test_the_last_encoder_whose_mass_means_nothing_has_that_of_the_one_before(host):
