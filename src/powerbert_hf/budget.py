@@ -28,6 +28,8 @@ LEARNING = 0.4
 # Peak of the logarithms' learning rate, times the number of steps: as it decays in a straight line from a tenth of
 # the steps on, a mass can grow or fall by a factor of e in those that are left.
 LEARNING_RATE = 5.0
+# What rounding up adds on average.
+_ROUNDED_UP = 0.5
 # The gradient of a cost that nothing changes, such as that of counts beyond all inputs.
 _FLAT = 1e-12
 # Far enough to take a mass of 512 to 1 in the first encoder.
@@ -80,16 +82,14 @@ class Budget:
             masses: (L,) in float64.
 
         Returns:
-            A scalar. Where counts are rounded up, the half word-vector that this adds on average is counted. Each
-            mass counts by itself: were a later encoder given no more than an earlier one has left, as configurations
-            are, all of a saving would seem to come from the earliest.
+            A scalar. Masses are rounded up, and so are the counts that fractions make of lengths; the half that each
+            adds on average is counted. Each mass counts by itself: were a later encoder given no more than an earlier
+            one has left, as configurations are, all of a saving would seem to come from the earliest.
         """
-        masses = masses[:-1, None]
+        kept = masses[:-1, None] + _ROUNDED_UP
         if self._config.retention_unit == "fraction":
-            share = masses / self.length
-            kept = share * self._inputs + (1 - share) / 2
-        else:
-            kept = torch.minimum(masses, self._inputs)
+            kept = kept / self.length * self._inputs + _ROUNDED_UP
+        kept = torch.minimum(kept, self._inputs)
         received, one = torch.cat([self._inputs[None], kept]), torch.ones_like(self._inputs)[None]
         queried = torch.cat([received[:-1], one])
         return multiply_accumulates_of(self._config, received, queried, torch.cat([kept, one])).sum(dim=0) @ (
