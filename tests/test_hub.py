@@ -118,8 +118,9 @@ for host in ("bert", "albert"):
     code = [name for name in sys.modules if name.startswith("transformers_modules.user." + host)]
     assert not code, code
     assert not os.path.exists(os.path.join(HF_MODULES_CACHE, "transformers_modules", "user", host))
-for host in ("bert", "albert"):
-    repo = f"user/{host}"
+for name in ("bert", "albert", "user/bert", "user/albert"):
+    # A copy in a folder too, read before it is trusted.
+    host, repo = name.removeprefix("user/"), name if "/" in name else f"./{name}-copy"
     model = AutoModelForSequenceClassification.from_pretrained(repo, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules.")
     batch = torch.load(f"{sys.argv[1]}/{host}.pt")
@@ -167,6 +168,7 @@ def test_both_backbones_give_the_same_logits_in_a_new_process_with_the_plugin_an
         tokenizer.save_pretrained(tmp_path / name)
         torch.save({**batch, "logits": logits(made, batch)}, tmp_path / f"{name}.pt")
         run("publish", tmp_path / name, "--repo", f"user/{name}", "--with-code")
+        huggingface_hub.snapshot_download(f"user/{name}", local_dir=tmp_path / f"{name}-copy")
         assert hub.files(f"user/{name}").keys() > FILES
         # Through LFS, as a large file goes.
         assert list(hub.large.values())[-1] == hub.files(f"user/{name}")["model.safetensors"]

@@ -9,19 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import EntryNotFoundError, HTTPError
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants, hf_hub_download
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
+from transformers import __version__ as transformers_version
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .checkpoint import hub_id
-from .retention_file import RETENTION_FILE, RetentionFile, read_retention
+from .retention_file import RetentionFile, hub_reason, read_retention
 from .tasks import TASKS, hub_source
 
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
-# A card with one of these was written by a program; any other is somebody's own.
-_MARKS = ("<!-- Written by powerbert_hf.", "generated automatically according to", "has been automatically generated")
+# A card with one of these was written by a program, ours or `Trainer`.
+_MARKS = ("<!-- Written by powerbert_hf.", "generated automatically according to")
+# What `PreTrainedModel.push_to_hub` (transformers 5.23) fills the default card with, whose other fields are left open.
+_DEFAULT = (
+    "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "
+    "automatically generated."
+)
+# Metadata that stay true of a model whose weights have changed.
+_LASTING = ("license", "license_name", "license_link", "base_model", "datasets", "language", "tags")
 # Names of the Hub, where they differ from ours, with what tells them from others of that name.
 _METRICS: dict[str, tuple[str, dict[str, Any]]] = {
     "pearson": ("pearsonr", {}),
@@ -50,9 +64,8 @@ class Facts:
         license: metadata of the base model's card: `license`, `license_name`, `license_link`.
         with_code: its modelling files go along.
         weights: there is a model, not a configuration alone.
-        metadata: of the card, in place of what would follow from the report.
+        metadata: of the card, known from elsewhere; before what follows from all this.
         hyperparameters: of a training that left no report.
-        tags: beside those that it is always found by.
     """
 
     place: str
@@ -65,7 +78,6 @@ class Facts:
     weights: bool = True
     metadata: dict[str, Any] | None = None
     hyperparameters: dict[str, Any] | None = None
-    tags: tuple[str, ...] = ()
 
 
 def make_card(facts: Facts) -> ModelCard:
@@ -79,16 +91,16 @@ def make_card(facts: Facts) -> ModelCard:
         known; it says what is not.
     """
     report, retention = facts.report, facts.retention
-    data = ModelCardData(**(_metadata(facts) if facts.metadata is None else facts.metadata))
+    data = ModelCardData(**{**_metadata(facts), **(facts.metadata or {})})
     data.eval_results = data.eval_results or None
-    found_by = [*(data.tags or []), *facts.tags, *fitting_tags(retention.backbone, retention.encoders)]
+    found_by = [*(data.tags or []), *fitting_tags(retention.backbone, retention.encoders)]
     data.tags = list(dict.fromkeys(found_by if facts.weights else [*found_by, "retention-configuration"]))
     return ModelCard.from_template(
         data,
         template_path=str(_TEMPLATE),
         facts=facts,
         title=facts.place.rsplit("/", 1)[-1] if report is None else _title(facts),
-        card_license=data.license_name or data.license,
+        card_license=_listed(data.license_name or data.license),
         prefix=_CLASSES[retention.backbone],
         results=data.eval_results or [],
         report=report,
@@ -101,7 +113,12 @@ def make_card(facts: Facts) -> ModelCard:
         entries=[f"{entry:.3g}" for entry in retention.retention_config],
         command=None if facts.command is None else shown_command(facts.command),
         hyperparameters=facts.hyperparameters or {},
+        transformers=transformers_version,
     )
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else value or ""
 
 
 def fitting_tags(backbone: str, encoders: int) -> list[str]:
@@ -161,7 +178,8 @@ def data_of(report: dict[str, Any]) -> dict[str, Any]:
     if data["dataset"] is None:
         found, config, name = None, None, Path(data["train_file"]).name
     else:
-        found, config = hub_id(data["dataset"]), data["subset"]
+        # Reports have not always said it.
+        found, config = data.get("dataset_id", hub_id(data["dataset"])), data["subset"]
         if found is None and task is not None:
             # A folder that holds a known data set.
             found, config = hub_source(task)
@@ -255,7 +273,8 @@ def _shown(option: str, value: str) -> str:
     if option == "--output-dir":
         # Where models are kept is said by its last two folders, the first of which is a habit.
         return "/".join(("runs", Path(value).name))
-    if option in _PATHS or (option in _NAMES and hub_id(value) is None):
+    somewhere = Path(value).is_absolute() or value.startswith(("~", ".."))
+    if option in _PATHS or ((somewhere or option in _NAMES) and hub_id(value) is None):
         return Path(value).name
     return value
 
@@ -266,6 +285,8 @@ def run_of(model: Path) -> Path | None:
     Args:
         model: the folder of a run, or its `final/`.
     """
+    # Of `.` the name is that of the current folder.
+    model = model.absolute()
     folder = model.parent if model.name == "final" else model
     return folder if (folder / "report.json").is_file() and (folder / "final" / "config.json").is_file() else None
 
@@ -286,40 +307,45 @@ def known_of(model: str | Path, config: Any, place: str, **more: Any) -> Facts:
     run = run_of(folder) if folder.is_dir() else None
     if run is not None:
         return _of_run(run, config, place, more)
-    told = read_retention(folder) if (folder / RETENTION_FILE).is_file() else None
-    retention = RetentionFile.of(config)
-    if told is None or told.retention_config != retention.retention_config:
-        base = hub_id(model)
-        told = replace(retention, base_model=base if base != place else None)
-    return Facts(place, told, base=told.base_model, license=license_of(told.base_model), **more)
+    retention, told = RetentionFile.of(config), read_retention(model)
+    if told.retention_config != retention.retention_config:
+        told = retention
+    metadata = _metadata_of(card_of(model))
+    if not more.get("weights", True):
+        metadata = _lasting(metadata)
+    base = told.base_model or _one(metadata.get("base_model")) or (hub_id(model) if model != place else None)
+    license = {} if metadata.get("license") else license_of(base)
+    return Facts(place, replace(told, base_model=base), base=base, license=license, metadata=metadata, **more)
 
 
 def add_card(model: PreTrainedModel, folder: str | Path, repo: str) -> None:
     """Write card and `retention.json` beside what upstream's `push_to_hub` has saved of a model.
 
     A card of somebody's own stays. The report of a run is told only of the weights that it is of. A model that
-    eliminates nothing has upstream's card.
+    eliminates nothing, or is no classifier, has upstream's card.
 
     Args:
         model: as it is in memory.
         folder: goes up.
         repo: `user/name`.
     """
-    if model.config.active_retention_mode != "hard":
+    if model.config.active_retention_mode != "hard" or not hasattr(model, "classifier"):
         return
     path = Path(folder, "README.md")
-    more: dict[str, Any] = {}
-    if path.is_file():
-        written = path.read_text(encoding="utf-8")
-        if is_own(written):
-            return
-        more["tags"] = tuple(ModelCard(written, ignore_metadata_errors=True).data.tags or ())
+    # Upstream has put the one that is on the Hub here, or a default.
+    written = card_of(folder)
+    if written is not None and is_own(written):
+        return
+    known = _lasting(_metadata_of(written))
     source = Path(model.name_or_path)
     if run_of(source) is not None and _same_weights(model, source):
-        facts = known_of(source, model.config, repo, **more)
+        facts = known_of(source, model.config, repo, metadata={"tags": known.get("tags")})
     else:
         base = hub_id(model.name_or_path) if model.name_or_path != repo else None
-        facts = Facts(repo, RetentionFile.of(model.config, base_model=base), license=license_of(base), **more)
+        if base is not None:
+            known |= {"base_model": base, **license_of(base)}
+        retention = RetentionFile.of(model.config, base_model=base or _one(known.get("base_model")))
+        facts = Facts(repo, retention, metadata=known)
     path.write_text(str(make_card(facts)), encoding="utf-8")
     facts.retention.save(folder)
 
@@ -344,7 +370,10 @@ def _of_run(run: Path, config: Any, place: str, more: dict[str, Any]) -> Facts:
     # A sweep has one for all its runs.
     records = [folder / "command.json" for folder in (run, run.parent)]
     typed = next((json.loads(path.read_text(encoding="utf-8"))["typed"] for path in records if path.is_file()), None)
-    return facts_of_report(report, typed, place, license=license_of(report["model"]), **more)
+    # A name that is none of the Hub's is that of a folder, or was.
+    base = report.get("base_model", hub_id(report["model"])) or report["model"]
+    known = license_of(base) if Path(base).is_dir() or base == report.get("base_model") else {}
+    return facts_of_report(report, typed, place, license=known, **more)
 
 
 def facts_of_report(report: dict[str, Any], typed: list[str] | None, place: str, **more: Any) -> Facts:
@@ -388,16 +417,43 @@ def license_of(base: str | None) -> dict[str, Any]:
 
     Returns:
         `license`, with `license_name` and `license_link` where it is none of the usual ones; empty if it is not known.
+
+    Raises:
+        ValueError: where the Hub cannot be asked.
     """
-    card = Path(base or "") / "README.md"
-    if not base or (Path(base).is_dir() and not card.is_file()):
+    if base is None:
         return {}
-    try:
-        data = ModelCard.load(card if card.is_file() else base, ignore_metadata_errors=True).data
-    except (OSError, ValueError, HTTPError, EntryNotFoundError):
-        return {}
-    names = ("license", "license_name", "license_link")
-    return {name: data.get(name) for name in names if data.get(name)}
+    data = _metadata_of(card_of(base))
+    found = {name: data[name] for name in ("license", "license_name", "license_link") if data.get(name)}
+    link = found.get("license_link")
+    if link is not None and "://" not in link and not Path(base).is_dir():
+        # There, it is the name of a file.
+        found["license_link"] = f"{constants.ENDPOINT}/{base}/blob/main/{link}"
+    return found
+
+
+def card_of(model: str | Path, token: str | None = None) -> str | None:
+    """The text of the card beside a model, or `None`.
+
+    Args:
+        model: a Hub id or a folder.
+        token: of the Hub.
+
+    Raises:
+        ValueError: where it is not known whether there is one, because the Hub cannot be reached; offline, only what
+            is in the cache is known.
+    """
+    path = Path(model, "README.md")
+    if not Path(model).is_dir():
+        try:
+            path = Path(hf_hub_download(str(model), "README.md", token=token))
+        except (RemoteEntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+            return None
+        except (LocalEntryNotFoundError, HTTPError) as error:
+            if constants.HF_HUB_OFFLINE:
+                return None
+            raise ValueError(f"The card of {model} cannot be read: {hub_reason(error)}.") from error
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def is_own(card: str) -> bool:
@@ -406,4 +462,20 @@ def is_own(card: str) -> bool:
     Args:
         card: its text.
     """
-    return not any(mark in card for mark in _MARKS)
+    if any(mark in card for mark in _MARKS):
+        return False
+    default = ModelCard.from_template(ModelCardData(), model_description=_DEFAULT)
+    return ModelCard(card, ignore_metadata_errors=True).text.strip() != default.text.strip()
+
+
+def _metadata_of(card: str | None) -> dict[str, Any]:
+    return {} if card is None else ModelCard(card, ignore_metadata_errors=True).data.to_dict()
+
+
+def _lasting(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {name: metadata[name] for name in _LASTING if metadata.get(name)}
+
+
+def _one(base: Any) -> str | None:
+    """The base model, where a card names one."""
+    return base if isinstance(base, str) else None

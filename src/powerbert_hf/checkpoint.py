@@ -133,12 +133,18 @@ def load_tokenizer(model: str | Path, config: PreTrainedConfig) -> PreTrainedTok
     return tokenizer
 
 
-def load_classifier(model: str | Path | PreTrainedModel, needs_head: bool = False, **fields: Any) -> PreTrainedModel:
-    """A classifier of this package, in float32, with some fields of its configuration set.
+def load_classifier(
+    model: str | Path | PreTrainedModel,
+    needs_head: bool = False,
+    dtype: torch.dtype | str = torch.float32,
+    **fields: Any,
+) -> PreTrainedModel:
+    """A classifier of this package with some fields of its configuration set.
 
     Args:
         model: a Hub id, a folder or a model: BERT or ALBERT, stock or ours.
         needs_head: refuse a checkpoint without a classification head, rather than begin with a new one.
+        dtype: of the weights of a checkpoint; `"auto"` is what they are kept in.
         fields: of the configuration. Weights that do not fit them, such as a head for other labels, begin anew.
 
     Raises:
@@ -155,7 +161,7 @@ def load_classifier(model: str | Path | PreTrainedModel, needs_head: bool = Fals
         with reading(f"The checkpoint {model}", _REMEDY):
             _check_size(model, ours, config)
             loaded, info = ours.from_pretrained(
-                model, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **fields
+                model, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **fields
             )
         missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     beyond_head = sorted(name for name in missing if not _NEW.search(name))

@@ -180,7 +180,8 @@ def run_training(recipe_args: RecipeArguments, data_args: DataArguments, args: A
         from .hub import check_access, check_repo, publish
 
         check_repo(args.hub_model_id, "--hub-model-id")
-        check_access(args.hub_model_id, args.hub_token)
+        # A finished run may have been published already.
+        check_access(args.hub_model_id, args.hub_token, new=not (Path(args.output_dir) / "report.json").is_file())
     with _training(recipe_args, data_args, args, argv) as data:
         from .recipe import run_recipe
         from .sweep import fastest_within

@@ -148,9 +148,14 @@ class RetentionConfig(PreTrainedConfig):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Both dictionaries, with the configuration that `retention` names in the first and no longer in the second.
 
+        Without what the first says of code beside the checkpoint, unless this is that code: no model that is saved
+        from here would have it beside it.
+
         Raises:
             ValueError: for one that cannot be read or does not fit, or for two.
         """
+        if cls._auto_class is None:
+            config_dict = {name: value for name, value in config_dict.items() if name != "auto_map"}
         kwargs = dict(kwargs)
         source = kwargs.pop("retention", None)
         if source is None:
@@ -160,14 +165,8 @@ class RetentionConfig(PreTrainedConfig):
                 f"A model has one retention configuration, got `retention` ({source}) and `retention_config`; leave "
                 "one out."
             )
-        found = read_retention(source, **download)
         plain = cls(**{**config_dict, "retention_config": None, "retention_mode": None})
-        found.check_fits(cls.upstream_model_type, plain.num_encoders, source)
-        fields = found.fields
-        if (found.retention_length or 0) > plain.max_position_embeddings:
-            # Only a search asks for it, and this model's would be another.
-            fields["retention_length"] = None
-        return {**config_dict, **fields}, kwargs
+        return {**config_dict, **read_retention(source, **download).fields_for(plain, source)}, kwargs
 
 
 @strict

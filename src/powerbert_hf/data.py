@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
-from .checkpoint import load_config, load_tokenizer, reading
+from .checkpoint import hub_id, load_config, load_tokenizer, reading
 from .labels import flat, named_labels, read_labels
 from .rows import REPAIR, check_table, dataset_reader
 from .tasks import METRICS, TASKS, ClassificationMetric, MultiLabelMetric, RegressionMetric, Task
@@ -440,6 +440,19 @@ def prepare_data(
     )
 
 
+def source_of(options: Any) -> dict[str, Any]:
+    """Where data come from, for a report.
+
+    Args:
+        options: an `arguments.DataArguments`.
+
+    Returns:
+        What was typed, and the `dataset_id`: its name on the Hub, or `None` for a folder of this machine.
+    """
+    typed = {name: getattr(options, name) for name in ("dataset", "subset", "task", "train_file", "eval_file")}
+    return {**typed, "dataset_id": hub_id(options.dataset or "")}
+
+
 def load_data(options: Any, model: str, seed: int = 42, measure_only: bool = False) -> TaskData:
     """Read two splits and prepare them for a model.
 
@@ -469,7 +482,7 @@ def load_data(options: Any, model: str, seed: int = 42, measure_only: bool = Fal
         options.max_eval_samples,
         seed,
         {
-            **{name: getattr(options, name) for name in ("dataset", "subset", "task", "train_file", "eval_file")},
+            **source_of(options),
             "eval_split": None if options.eval_file or held_out.split is None else str(held_out.split),
         },
         measure_only,

@@ -90,7 +90,7 @@ def export_folder(model: str | Path, folder: str | Path, int8: bool = False, sto
         raise ValueError("`--int8` is for ONNX and `--stock` for a checkpoint, got both; leave one out.")
     if not stock:
         _check_installed()
-    classifier = load_classifier(model, needs_head=True).eval()
+    classifier = load_classifier(model, needs_head=True, dtype="auto" if stock else torch.float32).eval()
     tokenizer = load_tokenizer(model, classifier.config)
     difference = None
     with whole_folder(folder) as partial:

@@ -14,19 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
-from .card import Facts, fitting_tags, is_own, known_of, make_card, run_of
+from .card import card_of, fitting_tags, is_own, known_of, make_card, run_of
 from .checkpoint import hub_id, load_classifier, load_config, load_tokenizer
 from .files import check_free, whole_folder
-from .retention_file import RetentionFile, hub_reason, read_retention
+from .retention_file import RetentionFile, hub_reason, read_retention, shape_of
 
 logger = logging.getLogger(__name__)
 
@@ -119,18 +117,26 @@ def check_repo(repo: str | None, option: str = "--repo") -> None:
         raise ValueError(f"`{option}` must be a repository, `user/name`, got {repo!r}; choose such a name.")
 
 
-def check_access(repo: str, token: str | None = None) -> None:
+def check_access(repo: str, token: str | None = None, new: bool = False) -> None:
     """Make sure that there is a token which the Hub accepts, before the work that it is for is done.
 
     Args:
         repo: `user/name`.
         token: see [`publish`].
+        new: the repository must not hold anything yet.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: where there is none, or the repository holds something.
     """
+    api = HfApi(token=token)
     with _asking(f"{repo} cannot be published"):
-        HfApi(token=token).whoami()
+        api.whoami()
+    there = _remote(api, repo) if new else None
+    if there is not None and there.files:
+        raise ValueError(
+            f"A repository is not overwritten unasked, got {repo}, which holds {len(there.files)} files; choose another "
+            "name, or train without it and `powerbert publish --overwrite` afterwards."
+        )
 
 
 def assemble(
@@ -156,27 +162,19 @@ def assemble(
     if retention_only:
         facts = known_of(model, load_config(weights), repo, weights=False)
     else:
-        classifier = load_classifier(weights, needs_head=True)
-        classifier.to(_dtype(load_config(weights)))
+        classifier = load_classifier(weights, needs_head=True, dtype="auto")
         facts = known_of(model, classifier.config, repo, with_code=with_code)
         _save(classifier, folder, with_code)
         load_tokenizer(weights, classifier.config).save_pretrained(folder)
     facts.retention.save(folder)
-    (folder / "README.md").write_text(_card(Path(weights), facts), encoding="utf-8")
-
-
-def _card(model: Path, facts: Facts) -> str:
-    """The card that somebody wrote for the model, or else one that is filled in."""
-    own = model / "README.md"
-    if facts.weights and own.is_file() and is_own(own.read_text(encoding="utf-8")):
-        return own.read_text(encoding="utf-8")
-    return str(make_card(facts))
+    written = None if retention_only else card_of(weights)
+    # One that somebody wrote for the model stays.
+    own = written is not None and is_own(written)
+    (folder / "README.md").write_text(str(written if own else make_card(facts)), encoding="utf-8")
 
 
 def _save(model: PreTrainedModel, folder: Path, with_code: bool) -> None:
     config = model.config
-    # Left by whoever published the model before.
-    vars(config).pop("auto_map", None)
     if with_code:
         classifier, base, kind = type(model), type(model.base_model), type(config)
         custom_object_save(model, folder)
@@ -287,27 +285,17 @@ def apply_folder(model: str | Path, retention: str | Path, folder: str | Path) -
     """
     folder = Path(folder)
     check_free(folder)
-    found, config = read_retention(retention), load_config(model)
-    found.check_fits(*_shape(config), retention)
-    classifier = load_classifier(model, needs_head=True, **found.fields)
+    found = read_retention(retention)
+    classifier = load_classifier(
+        model, needs_head=True, dtype="auto", **found.fields_for(load_config(model), retention)
+    )
     tokenizer = load_tokenizer(model, classifier.config)
     with whole_folder(folder) as partial:
-        classifier.to(_dtype(config)).save_pretrained(partial)
+        classifier.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         told = RetentionFile.of(classifier.config, base_model=hub_id(model))
         told.save(partial)
     return found
-
-
-def _dtype(config: Any) -> torch.dtype:
-    """What the weights of a checkpoint are kept in."""
-    return getattr(torch, str(config.dtype or "float32").removeprefix("torch."))
-
-
-def _shape(config: Any) -> tuple[str, int]:
-    """Family and number of encoders of a model, stock or ours."""
-    encoders = config.num_hidden_layers * getattr(config, "inner_group_num", 1)
-    return config.model_type.removeprefix("power"), encoders
 
 
 def find_retentions(model: str | Path | None = None, limit: int = 20) -> Iterator[tuple[str, RetentionFile]]:
@@ -325,7 +313,7 @@ def find_retentions(model: str | Path | None = None, limit: int = 20) -> Iterato
     """
     wanted = ["power-bert"]
     if model is not None:
-        wanted = fitting_tags(*_shape(load_config(model)))
+        wanted = fitting_tags(*shape_of(load_config(model)))
     with _asking("Configurations cannot be found"):
         found = [one.id for one in HfApi().list_models(filter=wanted, sort="downloads", limit=limit)]
     for repo in found:

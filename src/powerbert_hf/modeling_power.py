@@ -49,7 +49,8 @@ class RetentionModelMixin(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"retention_weights$"]
 
     def __init__(self, config: RetentionConfig, *args: Any, **kwargs: Any) -> None:
-        if not isinstance(config, RetentionConfig):
+        # Not by its class: as code beside a checkpoint in a folder, each file is a package of its own.
+        if not hasattr(config, "validate_retention"):
             needed = type(self).config_class.__name__
             raise ValueError(
                 f"{type(self).__name__} needs a {needed}, got a {type(config).__name__}; pass "
@@ -97,6 +98,12 @@ class RetentionModelMixin(PreTrainedModel):
     def retention_weights(self) -> nn.Parameter | None:
         """`r` (L, R) in soft mode, else `None`."""
         return self.base_model.encoder.retention_weights
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Upstream's; with `push_to_hub=True` as [`push_to_hub`] does it."""
+        if kwargs.get("push_to_hub") and kwargs.get("private") is None:
+            kwargs["private"] = True
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, **kwargs: Any) -> Any:
         """Upstream's, with a model card and `retention.json`; a new repository is private unless `private=False`."""
@@ -288,7 +295,7 @@ class RetentionSequenceClassifierMixin(RetentionModelMixin):
         """A copy as upstream's class: the same weights, nothing eliminated, nothing of this package left."""
         ours = {field.name for field in dataclasses.fields(RetentionConfig)}
         ours -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
-        ours |= {"model_type", "architectures"}
+        ours |= {"model_type", "architectures", "auto_map"}
         fields = {name: value for name, value in self.config.to_dict().items() if name not in ours}
         with init.no_init_weights():
             stock = self.upstream_class(self.upstream_class.config_class(**fields))

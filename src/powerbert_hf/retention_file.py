@@ -54,6 +54,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "metric": (dict,),
     "speedup": (dict,),
 }
+# The same for what is in these two.
+_NUMBERS = {"metric": ("base", "final", "inputs", "bound"), "speedup": ("predicted", "measured")}
 _NEEDED = ("backbone", "encoders", "retention_config", "retention_unit")
 
 
@@ -91,6 +93,11 @@ class RetentionFile:
             value = getattr(self, name)
             if (value is not None or name in _NEEDED) and type(value) not in kinds:
                 raise ValueError(f"`{name}` must be {' or '.join(kind.__name__ for kind in kinds)}, got {value!r}")
+        for name, members in _NUMBERS.items():
+            known = getattr(self, name) or {}
+            for member in members:
+                if member in known and type(known[member]) not in (int, float):
+                    raise ValueError(f"`{member}` of `{name}` must be a number, got {known[member]!r}")
         if self.backbone not in ("bert", "albert"):
             raise ValueError(f"`backbone` must be bert or albert, got {self.backbone!r}")
         check_retention_config(self.retention_config, self.encoders, self.retention_unit)
@@ -121,28 +128,33 @@ class RetentionFile:
             **more,
         )
 
-    @property
-    def fields(self) -> dict[str, Any]:
-        """What a model's configuration has to say to run with it."""
-        named = {name: getattr(self, name) for name in ("retention_config", "retention_unit", "retention_length")}
-        return {**named, "retention_mode": None}
-
-    def check_fits(self, backbone: str, encoders: int, source: Any) -> None:
-        """Make sure that a model can run with it.
+    def fields_for(self, config: Any, source: Any) -> dict[str, Any]:
+        """What a model's configuration has to say to run with it.
 
         Args:
-            backbone: the model's family.
-            encoders: how many it has.
-            source: where the configuration was read, for the message.
+            config: the model's, stock or ours.
+            source: where this one was read, for the message.
+
+        Returns:
+            Fields of [`RetentionConfig`].
 
         Raises:
             ValueError: for another family or number of encoders.
         """
+        backbone, encoders = shape_of(config)
         if (self.backbone, self.encoders) != (backbone, encoders):
             raise ValueError(
                 f"The retention configuration {source} is for {self.backbone} with {self.encoders} encoders, got a "
                 f"model of type {backbone} with {encoders}; choose one that fits the model."
             )
+        # Only a search asks for the length, and one of a model that takes no such input would find another.
+        known = self.retention_length is not None and self.retention_length <= config.max_position_embeddings
+        return {
+            "retention_config": self.retention_config,
+            "retention_unit": self.retention_unit,
+            "retention_length": self.retention_length if known else None,
+            "retention_mode": None,
+        }
 
     def dumps(self) -> str:
         """The text of the file."""
@@ -156,6 +168,16 @@ class RetentionFile:
             folder: of a model, or one of its own.
         """
         Path(folder, RETENTION_FILE).write_text(self.dumps(), encoding="utf-8")
+
+
+def shape_of(config: Any) -> tuple[str, int]:
+    """Family and number of encoders of a model.
+
+    Args:
+        config: stock or ours.
+    """
+    encoders = config.num_hidden_layers * getattr(config, "inner_group_num", 1)
+    return config.model_type.removeprefix("power"), encoders
 
 
 def read_retention(source: str | os.PathLike, **download: Any) -> RetentionFile:
@@ -185,14 +207,16 @@ def _found(source: str, download: dict[str, Any]) -> Path:
                 return path
         raise ValueError(f"the folder holds neither {' nor '.join(names)}")
     repo, _, revision = source.partition("@")
+    unknown: Exception | None = None
     for name in names:
         try:
             return Path(hf_hub_download(repo, name, revision=revision or None, **download))
-        except LocalEntryNotFoundError:
-            raise
+        except LocalEntryNotFoundError as error:
+            # Whether the Hub has it is not known, but the other one may be in the cache.
+            unknown = unknown or error
         except EntryNotFoundError:
             continue
-    raise ValueError(f"the repository holds neither {' nor '.join(names)}")
+    raise unknown or ValueError(f"the repository holds neither {' nor '.join(names)}")
 
 
 def _parsed(content: Any) -> RetentionFile:

@@ -13,7 +13,7 @@ import pyarrow
 from datasets import Dataset, IterableDataset
 
 from .checkpoint import load_config, load_tokenizer, reading
-from .data import TaskData, check_texts, load_splits, prepare_data
+from .data import TaskData, check_texts, load_splits, prepare_data, source_of
 from .labels import flat, read_labels
 from .rows import REPAIR
 from .tasks import TASKS
@@ -47,7 +47,6 @@ def load_stream(options: Any, model: str, seed: int = 42) -> TaskData:
     stream, held_out = load_splits(*files, task, streaming=True)
     with reading("The training rows", REPAIR):
         head = Dataset.from_list(list(stream.take(_HEAD)), features=stream.features)
-    named = {name: getattr(options, name) for name in ("dataset", "subset", "task", "train_file", "eval_file")}
     data = prepare_data(
         head,
         held_out,
@@ -60,7 +59,7 @@ def load_stream(options: Any, model: str, seed: int = 42) -> TaskData:
         None,
         options.max_eval_samples,
         seed,
-        named,
+        source_of(options),
     )
     texts, labels = data.source["text_columns"], data.source["label_column"]
     columns = [labels] if isinstance(labels, str) else labels

@@ -19,7 +19,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from .agreement import log_probabilities
 from .budget import LEARNING_RATE, Budget
 from .callbacks import ClampRetentionWeights, FiniteGradients, HoldBudget, TellSamplerEpoch, finite_masses
-from .card import Facts, is_own, make_card
+from .card import Facts, card_of, is_own, make_card
 from .checkpoint import hub_id
 from .processes import lengths_of_all
 from .retention import retention_config_from_mass, retention_mass
@@ -309,10 +309,17 @@ class PoWERTrainer(Trainer):
             tags: see `Trainer.create_model_card`.
             kwargs: see there; `dataset_tags` and `dataset` name the data where it is not known by itself.
         """
-        if self.model.config.active_retention_mode != "hard":
+        if getattr(self.model.config, "active_retention_mode", "off") != "hard":
             return super().create_model_card(tags=tags, **kwargs)
+        if not self.is_world_process_zero():
+            return
         path = Path(self.args.output_dir, "README.md")
-        if self.is_world_process_zero() and not (path.is_file() and is_own(path.read_text(encoding="utf-8"))):
+        written = card_of(path.parent)
+        if written is None and self.args.push_to_hub:
+            written = card_of(self.hub_model_id, self.args.hub_token)
+        if written is not None and is_own(written):
+            path.write_text(written, encoding="utf-8")
+        else:
             found_by = [tags] if isinstance(tags, str) else list(tags or ())
             # The name of a folder is nobody's business; an empty one is left out.
             base = kwargs.pop("finetuned_from", None) or hub_id(self.model.name_or_path) or ""

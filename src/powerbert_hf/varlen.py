@@ -10,7 +10,6 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
 # Flash attention takes head sizes that are multiples of this.
 _HEAD_SIZE_STEP = 8
@@ -36,6 +35,8 @@ def varlen_attention(
     Returns:
         The context (Q, H, D/H), and the log-sum-exp of each query's scores (H, Q) in float32.
     """
+    # Here, so that models on a CPU, as code beside a checkpoint, also run on a torch that has none of it.
+    from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
     def ends(lengths: Sequence[int]) -> Tensor:
         return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=query.device)
