@@ -252,7 +252,7 @@ def test_every_command_has_help(capsys):
 def test_classes_that_are_only_reported(folder, capsys):
     (folder / "other.csv").write_text("text,label\na,negative\nb,mixed\n")
     sentence = refused(capsys, folder, options(eval_file="other.csv"))
-    assert "Classes mixed are in the reported split but not in the training split" in sentence
+    assert "got 1 that are only in the reported split (mixed)" in sentence
 
 
 def test_class_numbers_that_have_no_name(folder, capsys):

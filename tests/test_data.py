@@ -95,10 +95,10 @@ def test_the_models_order_of_labels_holds_where_it_knows_them(kind):
     ("train", "held_out", "message"),
     [
         (["a", None], ["a"], "got 1 without in the training split"),
-        ([0, 1], [0, -1], "got 1 without in the reported split"),
+        ([0, 1], [0, -1], "got 1 without in the reported split; drop these rows, or write the class -1"),
         ([0.5, float("nan")], [0.5], "got 1 without"),
         (["a", "a"], ["a"], "at least two classes"),
-        (["a", "b"], ["a", "c"], "Classes c are in the reported split"),
+        (["a", "b"], ["a", "c"], r"got 1 that are only in the reported split \(c\)"),
         ([0, 1], [], "reported split is empty"),
         ([0.5, float("inf")], [0.5], "got 1 without"),
         ([0.5, 1.5], ["a"], "must hold numbers in both splits, got 'a'"),
@@ -182,7 +182,7 @@ def test_a_column_per_class_is_several_labels():
     ("train", "held_out", "message"),
     [
         ([[0, 1], [1, 1]], [[0, 1, 1]], "must hold 2 values in every row of both splits, all of them 0 or 1"),
-        ([["a"], ["b"]], [["c"]], "Classes c are in the reported split"),
+        ([["a"], ["b"]], [["c"]], r"got 1 that are only in the reported split \(c\)"),
         ([["a"], ["b"]], ["a"], "a list in every row of both splits, got both"),
         ([["a"], None], [["a"]], "got 1 without in the training split"),
         ([["a"], []], [["a"]], r"at least two classes, got only \['a'\]"),

@@ -56,6 +56,10 @@ class DataArguments:
         default=False,
         metadata={"help": "Read training rows while they are trained on, for --max-steps steps; nothing is cached."},
     )
+    metric: str | None = field(
+        default=None,
+        metadata={"help": "The metric that counts, where not the usual one: accuracy, f1, spearmanr, ..."},
+    )
     num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise; for millions of rows."})
 
 

@@ -104,7 +104,13 @@ def load_config(model: str | Path) -> PreTrainedConfig:
             f"A model must have at most {_MOST_LABELS:,} labels, got `num_labels` {labels} in {model}; correct it."
         )
     with reading(f"The configuration of {model}", _REMEDY):
-        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    if config.id2label and set(config.id2label) != set(range(config.num_labels)):
+        raise ValueError(
+            f"`id2label` must name the labels from 0 on, got {', '.join(map(str, config.id2label))} in {model}; "
+            "correct it."
+        )
+    return config
 
 
 def load_tokenizer(model: str | Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:

@@ -37,8 +37,11 @@ from .arguments import (
     settle_training,
     with_names,
 )
-from .run_folder import check_folder, sole_use, write_command
+from .run_folder import check_data, check_folder, sole_use, write_command
 from .stopping import Terminated, on_sigterm
+
+# Options that may change from one command to the next in the same folder.
+_FREE = ("num_proc", "speedups", "max_drop", "plot")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -211,9 +214,9 @@ def _training(what: Any, data_args: DataArguments, args: Any, argv: list[str]) -
         )
     if data_args.streaming:
         settle_stream(data_args, args)
-    # How many processes tokenise changes nothing.
-    data_fields = {name: value for name, value in asdict(data_args).items() if name != "num_proc"}
-    typed = {"model": asdict(what), "data": data_fields, "training": _settings(args)}
+    # How many processes tokenise changes nothing, and what is done once may serve another goal.
+    fields = [{n: v for n, v in asdict(one).items() if n not in _FREE} for one in (what, data_args)]
+    typed = {"model": fields[0], "data": fields[1], "training": _settings(args)}
     if args.world_size > 1:
         typed["processes"] = args.world_size
     folder = Path(args.output_dir)
@@ -222,14 +225,16 @@ def _training(what: Any, data_args: DataArguments, args: Any, argv: list[str]) -
         going_on = on_main(lambda: check_folder(folder, typed))
         # Tokenised once a machine: the other processes read what the first one has left in the cache.
         with first_of_each_machine():
-            data = _load_data(data_args, what.model, args.seed)
-        if not going_on:
+            data = _load_data(data_args, what.model, args.seed, fine_tuned=what.fine_tuned)
+        if going_on:
+            on_main(lambda: check_data(folder, data.digest))
+        else:
             check_model(what.model, data, what.fine_tuned)
 
         def begin() -> None:
             held.enter_context(sole_use(folder))
             if not going_on:
-                write_command(folder, argv, typed, __version__)
+                write_command(folder, argv, typed, __version__, data.digest)
 
         on_main(begin)
         if going_on:
@@ -435,7 +440,9 @@ def _settings(args: Any) -> dict[str, Any]:
     return {name: value for name, value in args.to_dict().items() if name not in volatile and plain[name] != value}
 
 
-def _load_data(data_args: DataArguments, model: str, seed: int, measure_only: bool = False) -> Any:
+def _load_data(
+    data_args: DataArguments, model: str, seed: int, measure_only: bool = False, fine_tuned: bool = False
+) -> Any:
     from .data import load_data
     from .streaming import load_stream
 
@@ -443,8 +450,8 @@ def _load_data(data_args: DataArguments, model: str, seed: int, measure_only: bo
     texts, labels = _names(data_args.text_columns), _names(data_args.label_column)
     options = replace(data_args, text_columns=texts, label_column=labels)
     if options.streaming and not measure_only:
-        return load_stream(options, model, seed)
-    return load_data(options, model, seed, measure_only)
+        return load_stream(options, model, seed, fine_tuned)
+    return load_data(options, model, seed, measure_only, fine_tuned)
 
 
 def _quiet_datasets() -> None:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading data: a data set by name or files, its columns, tokenised for a `Trainer`."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,16 @@ class TaskData:
             "label2id": {name: number for number, name in enumerate(names)},
             "problem_type": self.problem_type,
         }
+
+    @property
+    def digest(self) -> str:
+        """Of the lengths and labels of all rows, by which other data under the same name are found out."""
+        found = hashlib.sha256()
+        for split in (self.train, self.tune, self.eval):
+            # What else a stream holds nobody knows yet.
+            for name in ("length", "labels") if isinstance(split, Dataset) else ():
+                found.update(np.asarray(split[name][:], dtype=np.float64).tobytes())
+        return found.hexdigest()
 
     @property
     def compute_metrics(self) -> Callable[[EvalPrediction], dict[str, float]]:
@@ -364,6 +375,8 @@ def prepare_data(
     source: dict[str, Any] | None = None,
     measure_only: bool = False,
     num_proc: int | None = None,
+    fine_tuned: bool = False,
+    metric: str | None = None,
 ) -> TaskData:
     """From two raw splits to what a recipe trains on.
 
@@ -371,7 +384,8 @@ def prepare_data(
         train: the training split.
         held_out: the split to report.
         tokenizer: the model's.
-        config: the model's: its label names, where it has any, give the labels their numbers.
+        config: the model's: its label names, where it has any and the data has the same, give the labels their
+            numbers.
         task: brings columns, metric, names and length where it is known.
         text_columns: one, or two for pairs.
         label_column: where the labels are; several columns of 0 and 1 for texts with several labels.
@@ -382,20 +396,36 @@ def prepare_data(
         source: kept for the report.
         measure_only: nothing is trained: see `read_labels`; only the split to report is tokenised, for all three.
         num_proc: see `tokenize`.
+        fine_tuned: the model has been trained on the task already, so that whole numbers are its labels' numbers.
+        metric: the one that counts, of those in `METRICS`.
 
     Raises:
-        ValueError: for columns, labels or texts that cannot be used, or too few rows.
+        ValueError: for columns, labels or texts that cannot be used, too few rows, or a metric of another kind of
+            task.
     """
     for name, value in (("max_train_samples", max_train_samples), ("max_eval_samples", max_eval_samples)):
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}; leave it out to take all.")
     texts, columns = choose_columns(train, text_columns, label_column, task)
-    choose_columns(held_out, texts, columns, task)
+    try:
+        choose_columns(held_out, texts, columns, task)
+    except ValueError as error:
+        raise ValueError(f"The split to report must have the columns of the training split: {error}") from error
     for split in [held_out] if measure_only else [train, held_out]:
         check_texts(split, texts)
     limit = input_limit(tokenizer, config, len(texts), max_length, task.max_length if task else None)
-    expected = named_labels(config) or (task.label_names if task else ())
-    train_labels, eval_labels, names, problem_type = read_labels(train, held_out, columns, expected, measure_only)
+    trained = fine_tuned or measure_only
+    of_task = task.label_names if task else ()
+    expected = named_labels(config, place_holders=trained) if trained or not of_task else of_task
+    places = trained or bool(of_task)
+    labels_of = read_labels(train, held_out, columns, expected or of_task, measure_only, places)
+    train_labels, eval_labels, names, problem_type = labels_of
+    known = METRICS[problem_type]
+    if task is not None and task.metric in METRICS["regression"] and problem_type != "regression":
+        raise ValueError(f"The labels of a regression must be floats, got others in {columns[0]!r}; write them so.")
+    metric = metric or (task.metric if task and task.metric in known else known[0])
+    if metric not in known:
+        raise ValueError(f"`--metric` must be one of {', '.join(known)} for these labels, got {metric!r}.")
     drawn = np.random.default_rng(seed).permutation(len(held_out))[:max_eval_samples]
     wanted = [(held_out, eval_labels, drawn)]
     if not measure_only:
@@ -416,7 +446,6 @@ def prepare_data(
         logger.info(
             "%d of %d inputs fill or exceed %d word-pieces and are cut there", cut, sum(map(len, splits)), limit
         )
-    known = METRICS[problem_type]
     by_length = np.argsort(reported["length"], kind="stable")
     return TaskData(
         train=trained_on,
@@ -424,7 +453,7 @@ def prepare_data(
         eval=reported.select(by_length),
         eval_texts=held_out.select_columns(texts).select(np.sort(wanted[-1][2])[by_length]),
         tokenizer=tokenizer,
-        metric=task.metric if task and task.metric in known else known[0],
+        metric=metric,
         problem_type=problem_type,
         label_names=names,
         named_in_rows=len(columns) > 1 or any(isinstance(label, str) for label in flat(train[columns[0]])),
@@ -453,7 +482,9 @@ def source_of(options: Any) -> dict[str, Any]:
     return {**typed, "dataset_id": hub_id(options.dataset or "")}
 
 
-def load_data(options: Any, model: str, seed: int = 42, measure_only: bool = False) -> TaskData:
+def load_data(
+    options: Any, model: str, seed: int = 42, measure_only: bool = False, fine_tuned: bool = False
+) -> TaskData:
     """Read two splits and prepare them for a model.
 
     Args:
@@ -461,6 +492,7 @@ def load_data(options: Any, model: str, seed: int = 42, measure_only: bool = Fal
         model: a Hub id or folder, with the tokenizer.
         seed: see `prepare_data`.
         measure_only: see `prepare_data`.
+        fine_tuned: see `prepare_data`.
 
     Raises:
         ValueError: for a model or data that cannot be used.
@@ -487,4 +519,6 @@ def load_data(options: Any, model: str, seed: int = 42, measure_only: bool = Fal
         },
         measure_only,
         options.num_proc,
+        fine_tuned,
+        options.metric,
     )

@@ -134,8 +134,8 @@ def check_access(repo: str, token: str | None = None, new: bool = False) -> None
     there = _remote(api, repo) if new else None
     if there is not None and there.files:
         raise ValueError(
-            f"A repository is not overwritten unasked, got {repo}, which holds {len(there.files)} files; choose another "
-            "name, or train without it and `powerbert publish --overwrite` afterwards."
+            f"A repository is not overwritten unasked, got {repo}, which holds {len(there.files)} files; choose "
+            "another name, or train without it and `powerbert publish --overwrite` afterwards."
         )
 
 

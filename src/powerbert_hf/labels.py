@@ -4,7 +4,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
 from math import isfinite
 from typing import Any
@@ -14,15 +14,21 @@ from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
+# Classes that a message lists.
+_SHOWN = 5
+# Share of the rows from which on so many classes are hardly classes.
+_MANY = 0.2
 
-def named_labels(config: Any) -> tuple[str, ...]:
+
+def named_labels(config: Any, place_holders: bool = False) -> tuple[str, ...]:
     """The labels of a model in its own order; empty where they are upstream's place-holders.
 
     Args:
         config: of any classifier.
+        place_holders: take them for names.
     """
     names = tuple(str(config.id2label[number]) for number in range(config.num_labels))
-    return () if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
+    return () if not place_holders and all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
 
 
 def read_labels(
@@ -31,6 +37,7 @@ def read_labels(
     column: str | Sequence[str],
     names: Sequence[str] = (),
     measure_only: bool = False,
+    places: bool = True,
 ) -> tuple[list[Any], list[Any], tuple[str, ...], str]:
     """Labels as the model wants them: numbers from 0, floats for regression, rows of 0.0 and 1.0 for several labels.
 
@@ -40,8 +47,8 @@ def read_labels(
         column: where the labels are. Names, whole numbers and truth values are classes; floats are a regression. Lists
             of names, of class numbers, or of one 0 or 1 per class (all as long) are several labels a text, and so are
             several columns of 0 and 1, one per class.
-        names: the classes in the order of the model or the task, which holds if the data has no others. Whole numbers
-            that are not names themselves are places in that order.
+        names: the classes in the order of the model or the task, which holds if the data has no others.
+        places: whole numbers that are not names themselves are places in that order.
         measure_only: nothing is trained, so one of the classes that the model knows is enough.
 
     Returns:
@@ -85,23 +92,34 @@ def read_labels(
 
     if found is None:
         found = sorted(set(flat(training)))
-    number = _numbers_in(found, names)
+        if kinds == {int} and len(found) > max(_SHOWN, len(training) * _MANY):
+            logger.warning(
+                "%s holds whole numbers, which are classes: %d in %d rows. Write them as floats for a regression",
+                where,
+                len(found),
+                len(training),
+            )
+    number = _numbers_in(found, names, places)
     if len(found) < 2 and not (measure_only and names and number is not None):
         raise ValueError(f"{where} must hold at least two classes, got only {found}; add rows of another class.")
     if number is None:
         number, names = {value: place for place, value in enumerate(found)}, [str(value) for value in found]
-    if kinds == {str}:
-        # A file whose names all look like numbers reads as numbers.
-        reported = [[str(one) for one in row] if several else str(row) for row in reported]
+    # Also by what they are called: a file whose labels all look like numbers reads as numbers.
+    number = {**{str(value): place for value, place in number.items()}, **number}
+    reported = [[_known(one, number) for one in row] if several else _known(row, number) for row in reported]
     unknown = sorted({str(value) for value in flat(reported) if value not in number})
     if unknown:
-        raise ValueError(f"Classes {', '.join(unknown)} are in the reported split but not in the training split.")
+        shown = ", ".join([*unknown[:_SHOWN], *(["..."] if len(unknown) > _SHOWN else [])])
+        raise ValueError(
+            f"Every class must be in the training split, got {len(unknown)} that are only in the reported split "
+            f"({shown}); add rows of them, or write numbers as floats for a regression."
+        )
 
     def encode(value: Any) -> Any:
         if not several:
             return number[value]
-        places = {number[one] for one in value}
-        return [float(place in places) for place in range(len(names))]
+        held = {number[one] for one in value}
+        return [float(place in held) for place in range(len(names))]
 
     kind = "multi_label_classification" if several else "single_label_classification"
     return [encode(value) for value in training], [encode(value) for value in reported], tuple(names), kind
@@ -115,12 +133,11 @@ def _label_values(rows: Dataset, columns: Sequence[str], split: str, feature: An
     if not values:
         raise ValueError(f"The {split} split is empty; pass a file with rows.")
     # -1 is how GLUE's test splits hide their labels.
-    missing = sum(
-        value is None or (type(value) is int and value == -1) or (isinstance(value, float) and not isfinite(value))
-        for value in flat(values)
-    )
-    if missing:
-        raise ValueError(f"Every row needs a label, got {missing} without in the {split} split; drop these rows.")
+    hidden = sum(type(value) is int and value == -1 for value in flat(values))
+    missing = sum(value is None or (isinstance(value, float) and not isfinite(value)) for value in flat(values))
+    if hidden + missing:
+        remedy = "drop these rows, or write the class -1 as a word" if hidden else "drop these rows"
+        raise ValueError(f"Every row needs a label, got {hidden + missing} without in the {split} split; {remedy}.")
     # Numbers mean what their own split says, or else what the training split says.
     own = rows.features[columns[0]]
     meant = next((f for f in (getattr(own, "feature", own), feature) if isinstance(f, datasets.ClassLabel)), None)
@@ -138,6 +155,10 @@ def _label_values(rows: Dataset, columns: Sequence[str], split: str, feature: An
     return [[name(one) for one in value] if isinstance(value, list) else name(value) for value in values]
 
 
+def _known(value: Any, number: Mapping[Any, int]) -> Any:
+    return value if value in number else str(value)
+
+
 def _are_indicators(rows: Sequence[list[Any]], width: int) -> bool:
     """Whether each row says 0 or 1 for each of several classes."""
     return width > 1 and all(len(row) == width and all(one in (0, 1) for one in row) for row in rows)
@@ -148,13 +169,13 @@ def flat(values: Iterable[Any]) -> list[Any]:
     return [one for value in values for one in (value if isinstance(value, list) else [value])]
 
 
-def _numbers_in(found: Sequence[Any], names: Sequence[str]) -> dict[Any, int] | None:
+def _numbers_in(found: Sequence[Any], names: Sequence[str], as_places: bool) -> dict[Any, int] | None:
     """The place of each class in `names`: by its exact name, by its name in any case of letters, or as a place."""
     for spell in (str, lambda value: str(value).lower()):
         places = {spell(name): place for place, name in enumerate(names)}
         if len(places) == len(names) and all(spell(value) in places for value in found):
             return {value: places[spell(value)] for value in found}
-    if all(isinstance(value, int) and 0 <= value < len(names) for value in found):
+    if as_places and all(isinstance(value, int) and 0 <= value < len(names) for value in found):
         # Also classes that the training split happens to lack.
         return {place: place for place in range(len(names))}
     return None

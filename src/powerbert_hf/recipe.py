@@ -98,8 +98,15 @@ def check_speedups(
     config = load_classifier(model, retention_config=None, retention_mode=None).config
     config.retention_unit, config.retention_length = unit, data.retention_length
     for speedup in speedups:
-        Budget(config, speedup, data.tune["length"])
-    return Budget(config, None, data.tune["length"]).limits
+        if config.num_encoders > 1:
+            Budget(config, speedup, data.tune["length"])
+    limits = Budget(config, None, data.tune["length"]).limits
+    if config.num_encoders == 1:
+        raise ValueError(
+            f"A search needs a model of two encoders or more, got one: it hands on [CLS] alone, a speed-up of "
+            f"{limits[0]:.2f} that changes no answer; set its `retention_config` to [1]."
+        )
+    return limits
 
 
 def first_step(
@@ -132,7 +139,7 @@ def first_step(
     train = measured if fine_tuned else lambda step_args: fine_tune(model, data, step_args)
     record = _step(root, "fine_tuned", train, data, args, say, "measuring" if fine_tuned else "training")
     # Exactly zero where all answers are one; of the tuning split, since somebody may choose by what is said here.
-    if record["tuning"].get("matthews_correlation") == 0.0:
+    if record["tuning"].get("matthews_correlation") == 0.0 and len(set(data.tune["labels"])) > 1:
         say("fine_tuned: every text gets the same label, so no word matters; train longer or at another rate")
     return root / "fine_tuned"
 

@@ -67,23 +67,55 @@ def check_folder(folder: Path, typed: dict[str, Any], option: str = "--output-di
                 f"{folder} holds something else, or its {record.name} cannot be read; choose another `{option}`, or "
                 "remove it."
             ) from None
-        if arguments == json.loads(json.dumps(typed)):
+        before, now = _flat(arguments), _flat(json.loads(json.dumps(typed)))
+        other = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if not other:
             return True
         raise ValueError(
-            f"{folder} holds the run of another command ({words}); choose another `{option}`, or remove it."
+            f"{folder} holds the run of another command ({words}), with another {', '.join(other)}; choose another "
+            f"`{option}`, or remove it."
         )
     check_free(folder, option)
     return False
 
 
-def write_command(folder: Path, argv: list[str], typed: dict[str, Any], version: str) -> None:
-    """Leave in the folder of a run what it is of, for [`check_folder`].
+def check_data(folder: Path, digest: str) -> None:
+    """Make sure that a run goes on with the data that it began with.
+
+    Args:
+        folder: of a run.
+        digest: of the data now.
+
+    Raises:
+        ValueError: for other data.
+    """
+    known = json.loads((folder / "command.json").read_text(encoding="utf-8")).get("data")
+    if known not in (None, digest):
+        raise ValueError(
+            f"A run goes on with the data that it began with, got rows of other lengths or labels for {folder}; "
+            "restore them, or choose another `--output-dir`."
+        )
+
+
+def _flat(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Options by name, of whatever they are about."""
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        found |= value if isinstance(value, dict) else {name: value}
+    return found
+
+
+def write_command(
+    folder: Path, argv: list[str], typed: dict[str, Any], version: str, digest: str | None = None
+) -> None:
+    """Leave in the folder of a run what it is of, for [`check_folder`] and [`check_data`].
 
     Args:
         folder: of a run; made if it is not there.
         argv: the command, as it was typed.
         typed: what makes two runs differ, by name.
         version: of this package.
+        digest: of the data, where they were read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # A token is nobody else's business.
@@ -93,7 +125,8 @@ def write_command(folder: Path, argv: list[str], typed: dict[str, Any], version:
             shown[place] = "..."
     while True:
         try:
-            return write_json(folder / "command.json", {"typed": shown, "arguments": typed, "version": version})
+            record = {"typed": shown, "arguments": typed, "version": version, "data": digest}
+            return write_json(folder / "command.json", record)
         except InUse:
             # Another process of this very command is at it.
             time.sleep(0.05)

@@ -5,6 +5,7 @@
 Each is a function of a model and data, and goes on from its last checkpoint where it was interrupted.
 """
 
+import copy
 import json
 import logging
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
+import torch
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, set_seed
@@ -21,6 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .callbacks import LeaveWhenTold
 from .checkpoint import load_classifier
+from .cost import predicted_speedup
 from .data import TaskData
 from .files import writing
 from .labels import named_labels
@@ -31,6 +34,9 @@ from .tasks import METRICS
 from .trainer import PoWERTrainer, PoWERTrainingArguments, check_not_sharded
 
 logger = logging.getLogger(__name__)
+
+# How far from the speed-up asked for is worth a word.
+_NEAR = 0.03
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,10 @@ def search_configuration(
         retention_length=length,
         retention_soft_extract=soft_extract,
     )
+    if args.load_best_model_at_end:
+        # The best on the tuning split is one that has lost little yet.
+        args = copy.copy(args)
+        args.load_best_model_at_end = False
     trainer = _trainer(soft, data, args, teacher=_teacher(model, args), lengths=data.tune["length"])
     _run(trainer)
     masses = retention_mass(soft.retention_weights.detach()).tolist()
@@ -113,6 +123,14 @@ def search_configuration(
         # Encoder L hands on [CLS] alone, whatever was learned there: only the paper's configurations show it.
         config[-1] = 1 if unit == "words" else 1 / length
     soft.set_retention(config, unit=unit, length=length)
+    found = predicted_speedup(soft.config, torch.tensor(data.tune["length"]))
+    if args.speedup is not None and abs(found / args.speedup - 1) > _NEAR:
+        logger.warning(
+            "Counts are whole, and on inputs as short as these no configuration like the one found has a speed-up of "
+            "%g: it has %.2f",
+            args.speedup,
+            found,
+        )
     return evaluate_step(soft, data, args, trainer.state.log_history, masses)
 
 
@@ -169,11 +187,15 @@ def check_labels(config: Any, data: TaskData) -> None:
         ValueError: for other labels, or for labels without names where the data has nothing but names.
     """
     ours, theirs = data.label_names, named_labels(config)
+    if data.problem_type == "regression":
+        # What a number is called is no class.
+        theirs = ()
     fits = config.num_labels == max(1, len(ours)) and (theirs == ours if theirs else not data.named_in_rows)
     if not fits:
+        known = ", ".join(map(str, config.id2label.values()))
         raise ValueError(
-            f"The model must know the data's labels ({', '.join(ours) or 'a number'}), got "
-            f"{', '.join(config.id2label.values())}; set `id2label` in its configuration, or train a head for them."
+            f"The model must know the data's labels ({', '.join(ours) or 'a number'}), got {known}; set `id2label` in "
+            "its configuration, or train a head for them."
         )
     if config.problem_type not in (None, data.problem_type):
         raise ValueError(

@@ -26,7 +26,7 @@ _SHUFFLED = 10_000
 _SAMPLE = 100
 
 
-def load_stream(options: Any, model: str, seed: int = 42) -> TaskData:
+def load_stream(options: Any, model: str, seed: int = 42, fine_tuned: bool = False) -> TaskData:
     """Read a training split as a stream, and prepare it for a model.
 
     The head of the stream is read first; a tenth of it becomes the tuning split. R is the length that inputs are cut
@@ -36,6 +36,7 @@ def load_stream(options: Any, model: str, seed: int = 42) -> TaskData:
         options: an `arguments.DataArguments`: which data.
         model: a Hub id or folder, with the tokenizer.
         seed: of the order of rows and of the tuning split.
+        fine_tuned: see `prepare_data`.
 
     Raises:
         ValueError: for a model or data that cannot be used; while training, for a class that the head lacks.
@@ -60,6 +61,8 @@ def load_stream(options: Any, model: str, seed: int = 42) -> TaskData:
         options.max_eval_samples,
         seed,
         source_of(options),
+        fine_tuned=fine_tuned,
+        metric=options.metric,
     )
     texts, labels = data.source["text_columns"], data.source["label_column"]
     columns = [labels] if isinstance(labels, str) else labels

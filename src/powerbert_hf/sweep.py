@@ -112,6 +112,9 @@ def fastest_within(
     """
     root = Path(args.output_dir)
     lowest, highest = check_speedups(model, data, [], unit)
+    point = 100 / len(data.tune)
+    if point > max_drop:
+        say(f"a row of the tuning split counts {point:.1f} points, more than the {max_drop:g} that may be lost")
     base = first_step(model, data, args, root, fine_tuned, say)
     tried: dict[float, float] = {}
     reports = {}
@@ -123,8 +126,8 @@ def fastest_within(
     if not good:
         shown = ", ".join(f"{drop:.2f} points at {speedup:g}x" for speedup, drop in sorted(tried.items()))
         raise ValueError(
-            f"`max_drop` must leave room for a configuration, got {max_drop:g} where {shown} were lost; allow more, "
-            "or train for more epochs into another folder."
+            f"`max_drop` must leave room for a configuration, got {max_drop:g} where {shown} were lost; allow more "
+            "in the same folder, or train for more epochs into another."
         )
     chosen = max(good)
     report = {
@@ -134,6 +137,11 @@ def fastest_within(
     }
 
     def choose() -> None:
+        # What another `max_drop` has chosen is in its own folder, too.
+        if (root / "report.json").is_file():
+            before = json.loads((root / "report.json").read_text(encoding="utf-8"))
+            if before["training"]["speedup"] != chosen:
+                shutil.rmtree(root / "final")
         if not (root / "final").is_dir():
             with whole_folder(root / "final") as partial:
                 shutil.copytree(root / _name(chosen) / "final", partial, dirs_exist_ok=True)
@@ -162,7 +170,8 @@ def next_speedup(tried: dict[float, float], max_drop: float, lowest: float, high
         >>> next_speedup({2.0: 0.4, 2.45: 0.9, 2.7: 1.1}, 1.0, 1.2, 12.0)
     """
     good = max((speedup for speedup, drop in tried.items() if drop <= max_drop), default=lowest)
-    bad = min((speedup for speedup, drop in tried.items() if drop > max_drop), default=highest)
+    # One that is no number is not good enough.
+    bad = min((speedup for speedup, drop in tried.items() if not drop <= max_drop), default=highest)
     if bad / good < _NEAR:
         return None
     middle = round(math.sqrt(good * bad), 2)
