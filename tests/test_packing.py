@@ -1,5 +1,6 @@
 """Inference without padding: the same numbers as the padded path, for every length, count, unit and backbone."""
 
+import accelerate
 import pytest
 import torch
 from hypothesis import given, settings
@@ -40,12 +41,14 @@ def configurations():
     unit=st.sampled_from(["words", "fraction"]),
     name=st.sampled_from(["bert", "albert"]),
     block_bytes=st.sampled_from([1, 2**12, 2**21]),
+    wasted=st.sampled_from([0, 50, 100_000]),
 )
-def test_packed_equals_padded(lengths, counts, unit, name, block_bytes):
+def test_packed_equals_padded(lengths, counts, unit, name, block_bytes, wasted):
     retained = [count / LONGEST for count in counts] if unit == "fraction" else counts
     model = Host(name).make(retention_config=retained, retention_unit=unit)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "_BLOCK_BYTES", block_bytes)
+        patch.setattr(packing, "_WASTED_SCORES", wasted)
         calls = packed_calls(model, patch)
         packed, padded = both_paths(model, make_batch(lengths))
     assert len(calls) == 1
@@ -220,18 +223,64 @@ def test_pack_sorts_inputs_and_says_where_they_are():
     assert places.tolist() == [2, 0, 1]
 
 
-def test_blocks_hold_every_input_once_and_fit_the_cache(monkeypatch):
+@pytest.mark.parametrize(("wasted", "expected"), [(100_000, 3), (20, 6), (0, 7)])
+def test_blocks_hold_every_input_once_fit_the_cache_and_waste_little(monkeypatch, wasted, expected):
     monkeypatch.setattr(packing, "_BLOCK_BYTES", 4000)
+    monkeypatch.setattr(packing, "_WASTED_SCORES", wasted)
     lengths = sorted([1, 1, 2, 5, 9, 9, 9, 20, 21, 40])
-    made = list(blocks(Packed(lengths), 4))
+    made = list(blocks(Packed(lengths), 2, 2))
+    assert len(made) == expected
     assert [length for block in made for length in lengths[block.inputs]] == lengths
     for block in made:
         rows, real = block.rows(torch.device("cpu"))
         inputs, width = rows.shape
-        assert inputs == 1 or inputs * width**2 * 4 <= 4000
+        scores = 2 * inputs * width**2
+        assert inputs == 1 or scores * 2 <= 4000
+        assert scores - 2 * sum(length**2 for length in block.lengths) <= wasted
         assert block.lengths == lengths[block.inputs]
         assert width == block.lengths[-1]
         assert (real is None) == (block.lengths[0] == width)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.parametrize("lengths", [[9], [13, 13], [5, 9, 17]])
+@pytest.mark.parametrize("config", [[0.7, 0.5, 0.3], [1.0, 0.5, 0.2]])
+@torch.no_grad()
+def test_rows_that_nobody_reads_change_no_answer_in_int8(host, monkeypatch, lengths, config):
+    """Dynamic quantisation takes the range of activations from all rows."""
+    model = host.make(retention_config=config, retention_unit="fraction")
+    quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    batch = make_batch(lengths)
+    logits = quantized(**batch).logits
+    monkeypatch.setattr(packing, "surplus", lambda *_: 0)
+    torch.testing.assert_close(quantized(**batch).logits, logits, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_replicas_of_data_parallel_answer_as_the_model(host):
+    """`Trainer` evaluates on them where there are several GPUs; a replica has tensors, but no parameters."""
+    model, batch = host.make(retention_config=[8, 5, 2]), make_batch([9, 12])
+    modules = list(model.modules())
+    copies = {module: module._replicate_for_data_parallel() for module in modules}
+    for module, copy in copies.items():
+        copy._modules = {name: copies.get(child) for name, child in module._modules.items()}
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                copy._parameters[name] = None
+            else:
+                setattr(copy, name, parameter.detach())
+    assert not list(copies[model].parameters())
+    torch.testing.assert_close(copies[model](**batch).logits, model(**batch).logits, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("lengths", [[9], [9, 12]])
+@torch.no_grad()
+def test_offloaded_weights_answer_as_the_model(host, lengths):
+    model, batch = host.make(retention_config=[8, 5, 2]), make_batch(lengths)
+    expected = model(**batch).logits
+    offloaded = accelerate.cpu_offload(model, execution_device="cpu")
+    torch.testing.assert_close(offloaded(**batch).logits, expected, atol=TOLERANCE, rtol=0)
 
 
 def heads_of(lengths, heads=3, size=8, seed=6):

@@ -22,6 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_powerbert import RetentionConfig
 from .elimination import PoWERModelOutput, RetentionEncoderMixin
 from .packing import pack
+from .varlen import takes_varlen
 
 # A single input has no padding, and as short as this nothing else to win by packing, in half precision.
 _SHORT = 128
@@ -245,16 +246,23 @@ class RetentionBaseModelMixin(RetentionModelMixin):
             attention_mask.shape == inputs.shape[:2] and attention_mask[:, 0].all()
         ):
             return False
+        device = self._first_weight.device
+        if device.type not in ("cpu", "cuda"):
+            return False
         if len(inputs) == 1 and inputs.shape[1] <= _SHORT and self._product_dtype != torch.float32:
             return False
-        return self.device.type == "cpu" or (
-            self.device.type == "cuda" and self._product_dtype in (torch.float16, torch.bfloat16)
-        )
+        head_size = self.config.hidden_size // self.config.num_attention_heads
+        return device.type == "cpu" or takes_varlen(device, self._product_dtype, head_size)
+
+    @property
+    def _first_weight(self) -> Any:
+        """For its device and dtype: a replica of `nn.DataParallel` has no parameters to ask."""
+        return self.get_input_embeddings().weight
 
     @property
     def _product_dtype(self) -> torch.dtype:
-        device = self.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
+        device = self._first_weight.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._first_weight.dtype
 
     def _packed_cls(
         self,
@@ -268,10 +276,10 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         inputs = inputs_embeds if input_ids is None else input_ids
         shape = inputs.shape[:2]
         if attention_mask is None:
-            attention_mask = torch.ones(shape, device=self.device)
+            attention_mask = torch.ones(shape, device=inputs.device)
         if position_ids is None:
             position_ids = self.embeddings.position_ids[:, : shape[1]]
-        packed, rows, places = pack(attention_mask.to(self.device, torch.bool), self._product_dtype)
+        packed, rows, places = pack(attention_mask.to(inputs.device, torch.bool), self._product_dtype)
 
         def take(values: Tensor | None) -> Tensor | None:
             """(B, T) or (1, T), and what follows, to (1, S)."""
@@ -283,7 +291,8 @@ class RetentionBaseModelMixin(RetentionModelMixin):
             position_ids=take(position_ids),
             inputs_embeds=take(inputs_embeds),
         )
-        return self.encoder.forward_packed(embedded, packed)[places]
+        cls = self.encoder.forward_packed(embedded, packed)
+        return cls[places.to(cls.device)]
 
 
 class RetentionSequenceClassifierMixin(RetentionModelMixin):

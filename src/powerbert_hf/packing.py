@@ -22,6 +22,8 @@ from .varlen import significance_from_lse, varlen_attention
 
 # Bytes of attention probabilities that are worked on at once.
 _BLOCK_BYTES = 2**21
+# Scores of padding that take as long as the calls for one more block.
+_WASTED_SCORES = 100_000
 # In half precision a CPU's matrix product is compiled for every new number of rows, which costs as much as running it;
 # in float32 one of two or three rows takes longer than one of four.
 _HALF_ROW_STEP, _ROW_STEP = 16, 4
@@ -76,34 +78,39 @@ class Block(NamedTuple):
 
     def rows(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Row of each word-vector (b, t), past an input's end that of its last one; and where that is not so."""
-        starts, lengths = (torch.tensor(values, device=device)[:, None] for values in (self.starts, self.lengths))
+        starts, lengths = torch.tensor([self.starts, self.lengths], device=device)[..., None]
         steps = torch.arange(self.lengths[-1], device=device)
         real = None if self.lengths[0] == self.lengths[-1] else steps < lengths
         return starts + steps.clamp(max=lengths - 1), real
 
-    def heads_of(self, rows: Tensor | None, vectors: Tensor) -> Tensor:
-        """(S, H, D/H) to (b * H, t, D/H); `rows` as above, or `None` for a single input."""
+    def heads_of(self, rows: Tensor | None, *packed: Tensor) -> list[Tensor]:
+        """Each (S, H, D/H) to (b * H, t, D/H); `rows` as above, or `None` for a single input."""
         if rows is None:
-            return vectors[self.starts[0] : self.starts[0] + self.lengths[0]].transpose(0, 1)
-        heads = vectors.shape[1]
-        of_head = rows[:, None, :] * heads + torch.arange(heads)[:, None]
-        return vectors.flatten(0, 1).index_select(0, of_head.flatten()).view(-1, rows.shape[1], vectors.shape[2])
+            return [vectors[self.starts[0] : self.starts[0] + self.lengths[0]].transpose(0, 1) for vectors in packed]
+        heads, size = packed[0].shape[1:]
+        of_head = (rows[:, None, :] * heads + torch.arange(heads, device=rows.device)[:, None]).flatten()
+        return [vectors.view(-1, size).index_select(0, of_head).view(-1, rows.shape[1], size) for vectors in packed]
 
 
-def blocks(packed: Packed, bytes_of_a_score: int) -> Iterator[Block]:
-    """Part the inputs into blocks whose attention probabilities stay in the cache, or of one input.
+def blocks(packed: Packed, heads: int, bytes_of_a_score: int) -> Iterator[Block]:
+    """Part the inputs into blocks whose attention probabilities stay in the cache and are few of padding.
 
     Args:
         packed: which word-vectors these are.
-        bytes_of_a_score: of the scores of one query and one key, all heads.
+        heads: H.
+        bytes_of_a_score: of one query, one key and one head.
+
+    Yields:
+        Blocks of one input, or of as many as fit.
     """
     lengths, starts = packed.lengths, packed.starts()
-    first = 0
-    for stop in range(1, len(lengths) + 1):
-        if stop == len(lengths) or (stop + 1 - first) * lengths[stop] ** 2 * bytes_of_a_score > _BLOCK_BYTES:
-            inputs = slice(first, stop)
-            yield Block(inputs, starts[inputs], lengths[inputs])
-            first = stop
+    first = real = 0
+    for stop, length in enumerate(lengths):
+        scores, real = (stop + 1 - first) * heads * length**2, real + heads * length**2
+        if stop > first and (scores * bytes_of_a_score > _BLOCK_BYTES or scores - real > _WASTED_SCORES):
+            yield Block(slice(first, stop), starts[first:stop], lengths[first:stop])
+            first, real = stop, heads * length**2
+    yield Block(slice(first, len(lengths)), starts[first:], lengths[first:])
 
 
 def attend_all(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scale: float) -> Tensor:
@@ -124,10 +131,11 @@ def attend_all(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scale:
         queried = [1] * len(query) if cls_only else packed.lengths
         return varlen_attention(query, key, value, queried, packed.lengths, scale)[0]
     contexts = []
-    for block in blocks(packed, heads * key.element_size()):
+    for block in blocks(packed, heads, key.element_size()):
         rows, real = (None, None) if len(block.lengths) == 1 else block.rows(key.device)
-        k, v = (block.heads_of(rows, vectors).unflatten(0, (-1, heads)) for vectors in (key, value))
-        q = query[block.inputs].unsqueeze(2) if cls_only else block.heads_of(rows, query).unflatten(0, (-1, heads))
+        wanted = (key, value) if cls_only else (key, value, query)
+        k, v, *rest = (vectors.unflatten(0, (-1, heads)) for vectors in block.heads_of(rows, *wanted))
+        q = query[block.inputs].unsqueeze(2) if cls_only else rest[0]
         mask = None if real is None else real[:, None, None, :]
         context = scaled_dot_product_attention(q, k, v, mask, scale=scale).transpose(1, 2)
         contexts.append(context.flatten(0, 1) if cls_only or real is None else context[real])
@@ -156,41 +164,42 @@ def attend_and_rank(
         context, lse = varlen_attention(query, key, value, packed.lengths, packed.lengths, scale)
         received = significance_from_lse(query, key, lse, packed.lengths, scale)
         all_rows, real = Block(slice(None), packed.starts(), packed.lengths).rows(query.device)
-        owner, position = _stay(received[all_rows], real, counts)
-        kept = all_rows[owner, position]
+        kept = all_rows[_stay(received[all_rows], real, counts)]
         return context[kept], kept
     heads, size = key.shape[1:]
     contexts, kept_rows = [], []
-    for block in blocks(packed, heads * key.element_size()):
+    for block in blocks(packed, heads, key.element_size()):
         rows, real = (None, None) if len(block.lengths) == 1 else block.rows(key.device)
-        q, k, v = (block.heads_of(rows, vectors) for vectors in (query, key, value))
-        context, received = _attend_block(q, k, v, real, len(block.lengths), scale)
+        q, k, v = block.heads_of(rows, query, key, value)
+        context, received = _attend_block(q, k, v, real, block, scale)
         if rows is None:
-            position = extract(rank(received), counts[block.inputs][0])[0]
-            contexts.append(context.index_select(1, position).transpose(0, 1))
-            kept_rows.append(position + block.starts[0])
+            place = extract(rank(received), counts[block.inputs][0])[0]
+            contexts.append(context.index_select(1, place).transpose(0, 1))
+            kept_rows.append(place + block.starts[0])
         else:
-            owner, position = _stay(received, real, counts[block.inputs])
-            of_head = owner[:, None] * heads + torch.arange(heads)  # (S', H)
-            picked = of_head * rows.shape[1] + position[:, None]
+            width = rows.shape[1]
+            place = _stay(received, real, counts[block.inputs]).flatten().nonzero().squeeze(1)
+            # Of (b, H, t), what belongs to each that stays: (S', H).
+            of_head = torch.arange(heads, device=place.device) * width
+            picked = (place + place // width * ((heads - 1) * width))[:, None] + of_head
             contexts.append(context.view(-1, size).index_select(0, picked.flatten()).view(-1, heads, size))
-            kept_rows.append(rows[owner, position])
+            kept_rows.append(rows.flatten().index_select(0, place))
     unread = surplus(sum(counts), key.dtype, key.device)
     return _joined(contexts, unread), _joined(kept_rows, unread)
 
 
 def _joined(parts: list[Tensor], unread: int) -> Tensor:
-    """The rows of all parts, and some zeros that nobody reads."""
+    """The rows of all parts, and the first one again, for nobody to read: int8 takes its range from all of them."""
     if unread:
-        parts.append(parts[0].new_zeros(unread, *parts[0].shape[1:]))
+        parts.append(parts[0][:1].expand(unread, *parts[0].shape[1:]))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _attend_block(
-    query: Tensor, key: Tensor, value: Tensor, real: Tensor | None, inputs: int, scale: float
+    query: Tensor, key: Tensor, value: Tensor, real: Tensor | None, block: Block, scale: float
 ) -> tuple[Tensor, Tensor]:
     """From (b * H, t, D/H) the context of this shape, and the significance (b, t)."""
-    rows, width, _ = query.shape
+    (rows, width, _), inputs = query.shape, len(block.lengths)
     # All at once, but for a long input: of that, as many heads as stay in the cache.
     at_once = rows if inputs > 1 else max(1, _BLOCK_BYTES // (width * width * key.element_size()))
     contexts, received = [], []
@@ -198,8 +207,9 @@ def _attend_block(
         part = slice(first, first + at_once)
         scores = torch.baddbmm(query.new_empty(1, 1, 1), query[part], key[part].transpose(1, 2), beta=0, alpha=scale)
         if real is not None:
-            lowest = torch.finfo(scores.dtype).min
-            scores.unflatten(0, (inputs, -1)).masked_fill_(~real[:, None, None, :], lowest)
+            # Up to the shortest, all are real.
+            beyond, lowest = slice(block.lengths[0], None), torch.finfo(scores.dtype).min
+            scores.unflatten(0, (inputs, -1))[..., beyond].masked_fill_(~real[:, None, None, beyond], lowest)
         attention = scores.softmax(dim=-1, dtype=torch.float32)
         received.append(attention_received(attention.unflatten(0, (inputs, -1)), real))
         contexts.append(attention.to(value.dtype) @ value[part])
@@ -208,13 +218,8 @@ def _attend_block(
     return torch.cat(contexts), torch.stack(received).sum(dim=0)
 
 
-def _stay(received: Tensor, real: Tensor | None, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Extract, from the significance (b, t): in which input, and where in it, is each that stays, both (S',)."""
-    width, device = counts[-1], received.device
-    own = None if counts[0] == width else torch.tensor(counts, device=device)
-    position = extract(rank(received, real), width, own)  # (b, K)
-    owner = torch.arange(len(position), device=device)[:, None].expand_as(position)
-    if own is None:
-        return owner.flatten(), position.flatten()
-    filled = torch.arange(width, device=device) < own[:, None]
-    return owner[filled], position[filled]
+def _stay(received: Tensor, real: Tensor | None, counts: Sequence[int]) -> Tensor:
+    """Extract, from the significance (b, t): true where a word-vector is among the first of its input by rank."""
+    ranks = torch.arange(received.shape[1], device=received.device)
+    first = ranks < torch.tensor(counts, device=received.device)[:, None]
+    return torch.zeros_like(first).scatter_(1, rank(received, real), first)

@@ -15,8 +15,28 @@ from torch import Tensor
 _HEAD_SIZE_STEP = 8
 # A log-sum-exp in float32 is the sum of this many bf16 numbers.
 _PARTS = 3
+# What flash attention takes; the second pass adds one step.
+_LARGEST_HEAD = 256
 
 AttentionWithLse = Callable[[Tensor, Tensor, Tensor, Sequence[int], Sequence[int], float], tuple[Tensor, Tensor]]
+
+
+def takes_varlen(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """Whether `varlen_attention` and `significance_from_lse` run there: torch's flash attention does.
+
+    Args:
+        device: of the inputs.
+        dtype: of the products.
+        head_size: D/H.
+    """
+    return (
+        device.type == "cuda"
+        and dtype in (torch.float16, torch.bfloat16)
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and head_size % _HEAD_SIZE_STEP == 0
+        and head_size + _HEAD_SIZE_STEP <= _LARGEST_HEAD
+    )
 
 
 def varlen_attention(
