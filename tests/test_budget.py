@@ -34,6 +34,16 @@ def test_scaled_masses_have_the_speed_up(host, unit, speedup):
         assert cost.predicted_speedup(mine, asked.lengths) == pytest.approx(speedup, rel=0.03)
 
 
+@pytest.mark.parametrize(("length", "speedup"), [(3, 2.0), (3, 2.4), (5, 3.0)])
+def test_equal_masses_do_not_jump_together(host, length, speedup):
+    """All texts have the same few word-pieces: a word-vector of every encoder at once would be far too much."""
+    asked = make_budget(host, speedup, lengths=[length] * 50, length=length, num_hidden_layers=3)
+    reached = asked.predicted([entry * length for entry in asked.reach([2.0, 2.0, 2.0])])
+    every = [[a, b, 1] for a in range(1, length + 1) for b in range(1, a + 1)]
+    nearest = min(abs(asked.predicted(masses) / speedup - 1) for masses in every)
+    assert abs(reached / speedup - 1) == pytest.approx(nearest, abs=0.01)
+
+
 @pytest.mark.parametrize("unit", UNITS)
 def test_smooth_cost_is_that_of_the_configuration_but_for_rounding(host, unit):
     asked = make_budget(host, 2.0, unit)

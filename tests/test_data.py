@@ -13,8 +13,8 @@ def frame(rows):
     return Dataset.from_list(rows)
 
 
-def prepare(frame, tokenizer, held_out=None, **fields):
-    config = Host("bert").make_stock().config
+def prepare(frame, tokenizer, held_out=None, names=None, **fields):
+    config = Host("bert").make_stock(**({} if names is None else {"id2label": dict(enumerate(names))})).config
     return data.prepare_data(frame, frame if held_out is None else held_out, tokenizer, config, **fields)
 
 
@@ -89,6 +89,42 @@ def test_the_models_order_of_labels_holds_where_it_knows_them(kind):
         [0, 1],
         ("negative", "positive"),
     )
+
+
+def test_classes_are_not_named_by_a_model_of_another_task(frame, tokenizer):
+    """Numbers are places among a model's labels only where it was trained on them; a name is a name."""
+    numbered = Dataset.from_dict({"text": ["a film"] * 20, "label": [0, 1] * 10})
+    entailment = ("yes", "perhaps", "no")
+    assert prepare(numbered, tokenizer, names=entailment).label_names == ("0", "1")
+    assert prepare(numbered, tokenizer, names=entailment, fine_tuned=True).label_names == entailment
+    named = numbered.map(lambda row: {"label": ("yes", "no")[row["label"]]}, remove_columns="label")
+    assert prepare(named, tokenizer, names=entailment).label_names == entailment
+    # A class that these rows happen to lack.
+    unnamed = ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert len(prepare(numbered, tokenizer, names=unnamed, fine_tuned=True).label_names) == 3
+    assert prepare(numbered, tokenizer, names=unnamed).label_names == ("0", "1")
+
+
+def test_the_metric_that_counts_can_be_asked_for(frame, tokenizer):
+    assert prepare(frame, tokenizer).metric == "accuracy"
+    assert prepare(frame, tokenizer, metric="f1").metric == "f1"
+    with pytest.raises(ValueError, match="`--metric` must be one of accuracy, f1, matthews_correlation"):
+        prepare(frame, tokenizer, metric="spearmanr")
+
+
+def test_whole_numbers_are_no_regression(frame, tokenizer, caplog):
+    priced = Dataset.from_dict({"text": ["a film"] * 60, "label": list(range(100, 160))})
+    assert len(prepare(priced, tokenizer).label_names) == 60
+    assert "60 in 60 rows. Write them as floats for a regression" in caplog.text
+    with pytest.raises(ValueError, match="The labels of a regression must be floats, got others in 'label'"):
+        prepare(priced, tokenizer, task=tasks.TASKS["stsb"], text_columns=["text"])
+
+
+def test_labels_of_a_file_that_look_like_numbers_are_the_names_of_another(frame):
+    numbers, names = (Dataset.from_dict({"label": values}) for values in ([0, 1, 1], ["1", "0"]))
+    assert labels.read_labels(numbers, names, "label")[1] == [1, 0]
+    with pytest.raises(ValueError, match=r"got 1 that are only in the reported split \(other\)"):
+        labels.read_labels(numbers, Dataset.from_dict({"label": ["0", "other"]}), "label")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Several speed-ups from one start, and the fastest that is good enough, on 64 rows and a tiny model."""
 
+import itertools
 import json
 
 import pytest
@@ -35,6 +36,21 @@ def test_a_sweep_has_a_run_for_each_speed_up_and_does_none_twice(inputs, tmp_pat
 
     monkeypatch.setattr(steps.PoWERTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
     assert cli.main(["sweep", *asked]) == 0
+    # Another list, and no picture, in the same folder.
+    assert cli.main(["sweep", *inputs, "--speedups", "2.5"]) == 0
+    found = json.loads((tmp_path / "run" / "sweep.json").read_text())
+    assert [run["training"]["speedup"] for run in found["runs"]] == [2.5]
+    capsys.readouterr()
+    assert cli.main(["sweep", *inputs, "--speedups", "2.5", "--seed=7"]) == 2
+    assert "with another seed; choose another `--output-dir`" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_other_data(inputs, rows, tmp_path, capsys):
+    assert cli.main(["train", *inputs, "--speedup=1.5"]) == 0
+    Dataset.from_list(rows[1:]).to_csv(tmp_path / "rows.csv")
+    capsys.readouterr()
+    assert cli.main(["train", *inputs, "--speedup=1.5"]) == 2
+    assert "A run goes on with the data that it began with" in capsys.readouterr().err
 
 
 def test_the_fastest_within_a_drop_is_the_final_model(inputs, tmp_path, capsys):
@@ -56,8 +72,40 @@ def test_where_nothing_is_good_enough_it_says_what_was_tried(inputs, tmp_path, c
 
     monkeypatch.setattr(sweep, "search_and_retrain", worse)
     assert cli.main(["train", *inputs, "--max-drop=1"]) == 2
-    error = capsys.readouterr().err
+    said, error = capsys.readouterr()
     assert "`max_drop` must leave room for a configuration, got 1 where 10.00 points at" in error
+    assert "allow more in the same folder" in error
+    # Six rows to tune on.
+    assert "a row of the tuning split counts 16.7 points, more than the 1 that may be lost" in said
+
+
+def test_another_drop_in_the_same_folder_chooses_anew(inputs, tmp_path, monkeypatch):
+    """Twice as fast loses nothing, anything faster 10 points."""
+    searched = sweep.search_and_retrain
+    losses = itertools.chain([0.0], itertools.repeat(0.1))
+
+    def losing(*args):
+        report = searched(*args)
+        report["tuning"] = {**report["tuning"], "base": 0.9, "final": 0.9 - next(losses)}
+        (args[4] / "report.json").write_text(json.dumps(report))
+        return report
+
+    monkeypatch.setattr(sweep, "search_and_retrain", losing)
+    chosen = []
+    for drop in ("--max-drop=50", "--max-drop=1"):
+        assert cli.main(["train", *inputs, drop]) == 0
+        report = json.loads((tmp_path / "run" / "report.json").read_text())
+        final = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "final")
+        assert final.config.retention_config == report["retention_config"]
+        chosen.append(report["training"]["speedup"])
+    assert chosen[0] > chosen[1] == report["tried"][0]["speedup"]
+
+
+@pytest.mark.parametrize("goal", ["--speedup=2", "--max-drop=1"])
+def test_one_encoder_has_nothing_to_search(host, inputs, tmp_path, capsys, goal):
+    host.stock(host.stock_config(**{**host.fields, "num_hidden_layers": 1})).save_pretrained(tmp_path / "model")
+    assert cli.main(["train", *inputs, goal]) == 2
+    assert "A search needs a model of two encoders or more, got one" in capsys.readouterr().err
     assert not (tmp_path / "run" / "final").exists()
 
 

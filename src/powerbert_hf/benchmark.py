@@ -140,7 +140,8 @@ def hardware() -> dict[str, Any]:
         processor = names[0] if names else processor
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
-        "processor": processor,
+        # What is fast in which dtype hangs on this more than on the name.
+        "processor": f"{processor}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
         "accelerator": device,
         "torch": torch.__version__,
