@@ -391,6 +391,124 @@ def test_a_token_opens_a_private_configuration(hub, model, monkeypatch):
     assert made.config.retention_config == CONFIG["retention_config"]
 
 
+def test_nothing_points_at_code_that_is_not_there(hub, model, batch):
+    """A model that was published with its code is published without, exported, applied and pushed."""
+    run("publish", "model", "--repo", "user/code", "--with-code")
+    assert "auto_map" in json.loads(hub.files("user/code")["config.json"])
+    run("export", "user/code", "--stock", "--output-dir", "plain")
+    run("apply", "user/code", "--retention", "user/code", "--output-dir", "applied")
+    AutoModelForSequenceClassification.from_pretrained("user/code").push_to_hub("user/derived")
+    run("publish", "user/code", "--repo", "user/again")
+    configs = [Path(folder, "config.json").read_text() for folder in ("plain", "applied")]
+    configs += [hub.files(f"user/{name}")["config.json"].decode() for name in ("derived", "again")]
+    assert not [config for config in configs if "auto_map" in config]
+
+
+def test_a_configuration_of_longer_inputs_is_applied_as_in_python(hub, model, batch, tokenizer):
+    Host("bert").make_stock().save_pretrained("stock")
+    tokenizer.save_pretrained("stock")
+    longer = {"version": 1, "backbone": "bert", "encoders": 3, **CONFIG, "retention_length": 512}
+    hub.put("user/cfg", {"retention.json": json.dumps(longer).encode()})
+    run("apply", "stock", "--retention", "user/cfg", "--output-dir", "applied")
+    applied = AutoModelForSequenceClassification.from_pretrained("applied")
+    by_hand = Host("bert").classifier.from_pretrained("stock", retention="user/cfg")
+    assert applied.config.retention_length is by_hand.config.retention_length is None
+    torch.testing.assert_close(logits(applied, batch), logits(by_hand, batch), atol=0, rtol=0)
+
+
+def test_what_is_kept_in_half_precision_stays_so(hub, model, tokenizer):
+    model.to(torch.bfloat16).save_pretrained("model")
+    run("export", "model", "--stock", "--output-dir", "plain")
+    run("apply", "model", "--retention", "model", "--output-dir", "applied")
+    for folder in ("plain", "applied"):
+        assert AutoModelForSequenceClassification.from_pretrained(folder).dtype == torch.bfloat16
+
+
+def test_a_card_keeps_what_it_knew_when_its_model_is_published_again(hub, model, tokenizer):
+    """From another repository with all its results; from memory, where weights may have changed, without them."""
+    hub.put("user/base", {"README.md": b"---\nlicense: mit\n---\n# Base\n", "config.json": b"{}"})
+    model.name_or_path = "user/base"
+    model.push_to_hub("user/one")
+    tokenizer.push_to_hub("user/one")
+    text = hub.files("user/one")["README.md"].decode()
+    known = ModelCard(text)
+    known.data.datasets = ["user/reviews"]
+    known.data.model_name = "one"
+    known.data.eval_results = [
+        huggingface_hub.EvalResult("text-classification", "user/reviews", "reviews", "accuracy", 0.9)
+    ]
+    hub.repositories["user/one"].commit(
+        {**hub.repositories["user/one"].commits[-1][1], "README.md": str(known).encode()}, ""
+    )
+    run("publish", "user/one", "--repo", "user/two")
+    again = card(hub, "user/two").data
+    assert (again.license, again.base_model, again.datasets) == ("mit", "user/base", ["user/reviews"])
+    assert again.eval_results[0].metric_value == 0.9
+    AutoModelForSequenceClassification.from_pretrained("user/one").push_to_hub("user/one")
+    pushed = card(hub, "user/one").data
+    assert (pushed.license, pushed.base_model, pushed.datasets) == ("mit", "user/base", ["user/reviews"])
+    assert pushed.eval_results is None
+    # One of somebody's own goes along as it is.
+    own = b"---\ntags: [mine]\n---\n# My own\n"
+    repository.commit({**repository.commits[-1][1], "README.md": own}, "")
+    run("publish", "user/one", "--repo", "user/three")
+    assert hub.files("user/three")["README.md"] == own
+
+
+def test_the_results_of_a_retention_file_are_on_the_card(hub, model):
+    told = {**json.loads(read_retention("model").dumps()), "task": "reviews"}
+    told |= {"metric": {"name": "f1", "base": 0.9, "final": 0.89}, "speedup": {"predicted": 2.0, "measured": 1.8}}
+    Path("model/retention.json").write_text(json.dumps(told))
+    run("publish", "model", "--repo", "user/one")
+    text = " ".join(card(hub, "user/one").text.split())
+    assert "f1 is 0.8900, where the model with all word-vectors has 0.9000, on reviews." in text
+    assert "1.80 times as fast, measured" in text
+    assert "Nothing has been measured" not in text
+
+
+def test_a_license_that_cannot_be_asked_for_is_not_left_out(hub, model, capsys, tmp_path):
+    hub.put("user/base", {"README.md": b"---\nlicense: mit\n---\n# Base\n", "config.json": b"{}"})
+    told = {**json.loads(read_retention("model").dumps()), "base_model": "user/base"}
+    Path("model/retention.json").write_text(json.dumps(told))
+    hub.break_at("user/base")
+    sentence = refused(capsys, tmp_path, ["model", "--repo=user/one"], "publish")
+    assert "The card of user/base cannot be read: the connection to the Hub broke off" in sentence
+    hub.break_at(None)
+    run("publish", "model", "--repo", "user/one")
+    assert card(hub, "user/one").data.license == "mit"
+
+
+def test_saving_with_push_is_private_and_a_base_model_has_no_classifiers_card(hub, model):
+    model.save_pretrained("saved", push_to_hub=True, repo_id="user/saved")
+    assert hub.repositories["user/saved"].private
+    assert "encoder 1  ████" in card(hub, "user/saved").text
+    model.base_model.push_to_hub("user/base")
+    assert card(hub, "user/base").data.pipeline_tag is None
+
+
+def test_training_for_a_repository_that_holds_something_is_refused_before_it(hub, model, capsys, tmp_path):
+    hub.put("user/there", {"README.md": b"mine"})
+    options = ["--model=model", "--train-file=rows.csv", "--output-dir=run", "--push-to-hub"]
+    sentence = refused(capsys, tmp_path, [*options, "--hub-model-id=user/there"], "train")
+    assert "A repository is not overwritten unasked, got user/there, which holds 1 files" in sentence
+
+
+def test_offline_a_model_in_the_cache_serves_as_a_configuration(hub, model, monkeypatch):
+    hub.put("user/old", {"config.json": Path("model/config.json").read_bytes()})
+    huggingface_hub.hf_hub_download("user/old", "config.json")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert read_retention("user/old").retention_config == CONFIG["retention_config"]
+
+
+def test_one_bad_file_does_not_end_a_search(hub, model, capsys):
+    run("publish", "model", "--repo", "user/good", "--public")
+    bad = {"version": 1, "backbone": "bert", "encoders": 3, **CONFIG, "metric": {"name": "f1", "base": "0.9"}}
+    hub.put("user/bad", {"retention.json": json.dumps(bad).encode(), "README.md": b"---\ntags: [power-bert]\n---\n"})
+    capsys.readouterr()
+    run("find")
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["repository", "user/good"]
+
+
 def test_find_lists_what_fits_a_model(hub, model, capsys):
     for name, more in (("bert", []), ("only", ["--retention-only"])):
         run("publish", "model", "--repo", f"user/{name}", "--public", *more)
@@ -475,6 +593,20 @@ def test_a_trainer_pushes_during_training_and_at_the_end(hub, model, batch, toke
         written.validate()
         assert read_retention("user/trained").retention_config == CONFIG["retention_config"]
         assert not [name for name, one in hub.files("user/trained").items() if name == "README.md" and b"/tmp" in one]
+
+
+def test_a_trainer_keeps_a_card_that_is_on_the_hub(hub, model, batch, tokenizer, rows):
+    own = {"README.md": b"---\ntags: [mine]\n---\n# My own\n"}
+    hub.put("user/trained", own)
+    data = [{**tokenizer(row["text"]), "labels": int(row["label"] == "positive")} for row in rows[:16]]
+    args = PoWERTrainingArguments(
+        "trained", push_to_hub=True, hub_model_id="user/trained", max_steps=1, use_cpu=True, disable_tqdm=True
+    )
+    trainer = PoWERTrainer(model, args, train_dataset=Dataset.from_list(data), processing_class=tokenizer)
+    trainer.train()
+    trainer.push_to_hub()
+    assert hub.files("user/trained")["README.md"] == own["README.md"]
+    assert "model.safetensors" in hub.files("user/trained")
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,8 @@ def test_what_is_written_is_read_from_file_folder_and_model(host, tmp_path):
         ({"retention_unit": "percent"}, "`retention_unit` must be one of words, fraction"),
         ({"retention_length": 1.5}, "`retention_length` must be int, got 1.5"),
         ({"metric": "f1"}, "`metric` must be dict, got 'f1'"),
+        ({"metric": {"name": "f1", "base": "0.9"}}, "`base` of `metric` must be a number, got '0.9'"),
+        ({"speedup": {"predicted": None}}, "`predicted` of `speedup` must be a number, got None"),
         ({"retention_unit": ...}, "it must have a `retention_unit`, got none"),
         ({"version": ..., "model_type": "bert"}, "it is a model of type 'bert' without a `retention_config`"),
     ],
