@@ -437,9 +437,8 @@ def test_a_card_keeps_what_it_knew_when_its_model_is_published_again(hub, model,
     known.data.eval_results = [
         huggingface_hub.EvalResult("text-classification", "user/reviews", "reviews", "accuracy", 0.9)
     ]
-    hub.repositories["user/one"].commit(
-        {**hub.repositories["user/one"].commits[-1][1], "README.md": str(known).encode()}, ""
-    )
+    repository = hub.repositories["user/one"]
+    repository.commit({**repository.commits[-1][1], "README.md": str(known).encode()}, "")
     run("publish", "user/one", "--repo", "user/two")
     again = card(hub, "user/two").data
     assert (again.license, again.base_model, again.datasets) == ("mit", "user/base", ["user/reviews"])
