@@ -215,7 +215,7 @@ class CalibrateArguments(ModelArguments):
     agreement: float = field(
         default=0.99, metadata={"help": "Share of predictions that must stay, shown at 95 %% confidence."}
     )
-    inputs: int = field(default=2048, metadata={"help": "How many texts, at most; more show more, and take longer."})
+    inputs: int = field(default=4096, metadata={"help": "How many texts, at most; more show more, and take longer."})
     max_length: int | None = field(default=None, metadata={"help": "Truncate inputs to this many word-pieces."})
     batch_size: int = field(default=32, metadata={"help": "Inputs that the model reads at once."})
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16."})

@@ -191,7 +191,7 @@ def calibrate_folder(
     output_dir: str | Path | None = None,
     text_columns: Sequence[str] | None = None,
     agreement: float = 0.99,
-    inputs: int = 2048,
+    inputs: int = 4096,
     max_length: int | None = None,
     batch_size: int = 32,
     bf16: bool = False,
