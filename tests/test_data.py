@@ -120,6 +120,13 @@ def test_whole_numbers_are_no_regression(frame, tokenizer, caplog):
         prepare(priced, tokenizer, task=tasks.TASKS["stsb"], text_columns=["text"])
 
 
+def test_numbers_that_are_hard_to_learn_are_pointed_out(tokenizer, caplog):
+    for scale, said in ((1.0, 0), (1000.0, 1)):
+        priced = Dataset.from_dict({"text": ["a film"] * 20, "label": [scale * (n % 5) + 0.5 for n in range(20)]})
+        assert prepare(priced, tokenizer).problem_type == "regression"
+        assert caplog.text.count("a mean of 2e+03 and a standard deviation of 1.41e+03") == said
+
+
 def test_labels_of_a_file_that_look_like_numbers_are_the_names_of_another(frame):
     numbers, names = (Dataset.from_dict({"label": values}) for values in ([0, 1, 1], ["1", "0"]))
     assert labels.read_labels(numbers, names, "label")[1] == [1, 0]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
 from math import isfinite
+from statistics import fmean, pstdev
 from typing import Any
 
 import datasets
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 _SHOWN = 5
 # Share of the rows from which on so many classes are hardly classes.
 _MANY = 0.2
+# Numbers that a mean squared error makes hard to learn.
+_FAR = 20.0
 
 
 def named_labels(config: Any, place_holders: bool = False) -> tuple[str, ...]:
@@ -88,6 +91,15 @@ def read_labels(
             raise ValueError(f"{where} must hold numbers in both splits, got {reported[0]!r} in the reported split.")
         if all(value.is_integer() for value in training):
             logger.info("%s holds floats: a regression. Written as whole numbers, they are classes", where)
+        middle, spread = fmean(training), pstdev(training)
+        if max(abs(middle), spread) > _FAR:
+            logger.warning(
+                "%s has a mean of %.3g and a standard deviation of %.3g: a model learns numbers of about 1 best, so "
+                "scale them",
+                where,
+                middle,
+                spread,
+            )
         return training, [float(value) for value in reported], (), "regression"
 
     if found is None:
