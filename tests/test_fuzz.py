@@ -261,8 +261,7 @@ def test_retention_files(folders, changes, gone, whole, way, place, byte):
         found = read_retention(path)
         # What is accepted can be written, read again, and run.
         path.write_text(found.dumps())
-        assert read_retention(path).fields == found.fields
-        found.check_fits("bert", 3, path)
+        assert read_retention(path).retention_config == found.retention_config
         model = PoWERBertForSequenceClassification.from_pretrained(folders["bert"], retention=str(path))
         assert model.config.retention_config == found.retention_config
 
