@@ -107,7 +107,7 @@ def main(options: Options) -> None:
     if options.epochs is not None:
         training["num_train_epochs"] = options.epochs
 
-    data = load_data(DataArguments(**asked), start, training["seed"])
+    data = load_data(DataArguments(**asked), start, training["seed"], fine_tuned=not options.smoke)
     args = PoWERTrainingArguments(
         f"{options.output_dir}/checkpoints",
         warmup_steps=0.1,

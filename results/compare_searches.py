@@ -100,7 +100,7 @@ def main(what: str, folder: Path) -> None:
     sweep_args, data_args, args = parse("sweep", typed[2:], [SweepArguments, DataArguments, PoWERTrainingArguments])
     settle_training(sweep_args, args)
     args.save_strategy, args.output_dir = "no", str(folder / "compared")
-    data = load_data(data_args, sweep_args.model, args.seed)
+    data = load_data(data_args, sweep_args.model, args.seed, fine_tuned=sweep_args.fine_tuned)
     output = folder / f"{what}.json"
     done: dict[str, Any] = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
     compare = {"profiles": compare_profiles, "targets": check_targets}[what]

@@ -225,6 +225,13 @@ def test_a_card_of_somebodys_own_goes_up_as_it_is(hub, model):
     assert hub.files("user/one")["README.md"].decode() == own
 
 
+def test_a_card_whose_metadata_cannot_be_read_is_somebodys_own(hub, model, capsys, tmp_path):
+    for matter in ("a: [b\n", "- a\n"):
+        Path("model/README.md").write_text(f"---\n{matter}---\n# My model\n")
+        run("publish", "model", "--repo", "user/one", "--dry-run")
+        assert "# My model" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("broken", [r"PUT /lfs/", r"POST .*/preupload/", r"POST .*/commit/", r"POST .*/batch"])
 def test_what_broke_off_is_completed_by_the_same_command(hub, model, capsys, tmp_path, broken):
     hub.break_at(broken)
@@ -457,6 +464,8 @@ def test_a_card_keeps_what_it_knew_when_its_model_is_published_again(hub, model,
 def test_the_results_of_a_retention_file_are_on_the_card(hub, model):
     told = {**json.loads(read_retention("model").dumps()), "task": "reviews"}
     told |= {"metric": {"name": "f1", "base": 0.9, "final": 0.89}, "speedup": {"predicted": 2.0, "measured": 1.8}}
+    Path("model/retention.json").write_text(json.dumps({**told, "metric": {"name": "agreement"}}))
+    run("publish", "model", "--repo", "user/one", "--dry-run")
     Path("model/retention.json").write_text(json.dumps(told))
     run("publish", "model", "--repo", "user/one")
     text = " ".join(card(hub, "user/one").text.split())

@@ -36,10 +36,15 @@ def test_a_sweep_has_a_run_for_each_speed_up_and_does_none_twice(inputs, tmp_pat
 
     monkeypatch.setattr(steps.PoWERTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
     assert cli.main(["sweep", *asked]) == 0
+    # What an earlier version has written, with all options.
+    record = tmp_path / "run" / "command.json"
+    typed = json.loads(record.read_text())
+    record.write_text(json.dumps({name: value for name, value in typed.items() if name != "data"}))
     # Another list, and no picture, in the same folder.
     assert cli.main(["sweep", *inputs, "--speedups", "2.5"]) == 0
     found = json.loads((tmp_path / "run" / "sweep.json").read_text())
     assert [run["training"]["speedup"] for run in found["runs"]] == [2.5]
+    assert "1.5" not in json.loads(record.read_text())["typed"]
     capsys.readouterr()
     assert cli.main(["sweep", *inputs, "--speedups", "2.5", "--seed=7"]) == 2
     assert "with another seed; choose another `--output-dir`" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers import __version__ as transformers_version
 from transformers.utils import SAFE_WEIGHTS_NAME
+from yaml import YAMLError
 
 from .checkpoint import hub_id
 from .retention_file import RetentionFile, hub_reason, read_retention
@@ -308,10 +309,11 @@ def known_of(model: str | Path, config: Any, place: str, **more: Any) -> Facts:
     if run is not None:
         return _of_run(run, config, place, more)
     retention, told = RetentionFile.of(config), read_retention(model)
-    if told.retention_config != retention.retention_config:
-        told = retention
     metadata = _metadata_of(card_of(model))
-    if not more.get("weights", True):
+    same = told.fields_for(config, model) == retention.fields_for(config, model)
+    if not same:
+        told = retention
+    if not (same and more.get("weights", True)):
         metadata = _lasting(metadata)
     base = told.base_model or _one(metadata.get("base_model")) or (hub_id(model) if model != place else None)
     license = {} if metadata.get("license") else license_of(base)
@@ -370,10 +372,10 @@ def _of_run(run: Path, config: Any, place: str, more: dict[str, Any]) -> Facts:
     # A sweep has one for all its runs.
     records = [folder / "command.json" for folder in (run, run.parent)]
     typed = next((json.loads(path.read_text(encoding="utf-8"))["typed"] for path in records if path.is_file()), None)
-    # A name that is none of the Hub's is that of a folder, or was.
-    base = report.get("base_model", hub_id(report["model"])) or report["model"]
-    known = license_of(base) if Path(base).is_dir() or base == report.get("base_model") else {}
-    return facts_of_report(report, typed, place, license=known, **more)
+    base = report.get("base_model", hub_id(report["model"]))
+    # A name that was a folder's when it was trained is nobody's on the Hub.
+    folder = report["model"] if Path(report["model"]).is_dir() else None
+    return facts_of_report(report, typed, place, license=license_of(base or folder), **more)
 
 
 def facts_of_report(report: dict[str, Any], typed: list[str] | None, place: str, **more: Any) -> Facts:
@@ -452,7 +454,7 @@ def card_of(model: str | Path, token: str | None = None) -> str | None:
         except (LocalEntryNotFoundError, HTTPError) as error:
             if constants.HF_HUB_OFFLINE:
                 return None
-            raise ValueError(f"The card of {model} cannot be read: {hub_reason(error)}.") from error
+            raise ValueError(f"The card of {model} cannot be read: {hub_reason(error) or error}.") from error
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
@@ -465,11 +467,21 @@ def is_own(card: str) -> bool:
     if any(mark in card for mark in _MARKS):
         return False
     default = ModelCard.from_template(ModelCardData(), model_description=_DEFAULT)
-    return ModelCard(card, ignore_metadata_errors=True).text.strip() != default.text.strip()
+    read = _read(card)
+    return read is None or read.text.strip() != default.text.strip()
+
+
+def _read(card: str) -> ModelCard | None:
+    """A card with its metadata; `None` where these are not what they should be."""
+    try:
+        return ModelCard(card, ignore_metadata_errors=True)
+    except (ValueError, YAMLError):
+        return None
 
 
 def _metadata_of(card: str | None) -> dict[str, Any]:
-    return {} if card is None else ModelCard(card, ignore_metadata_errors=True).data.to_dict()
+    read = None if card is None else _read(card)
+    return {} if read is None else read.data.to_dict()
 
 
 def _lasting(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -40,9 +40,6 @@ from .arguments import (
 from .run_folder import check_data, check_folder, sole_use, write_command
 from .stopping import Terminated, on_sigterm
 
-# Options that may change from one command to the next in the same folder.
-_FREE = ("num_proc", "speedups", "max_drop", "plot")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 2 for input that it cannot use, 130 if interrupted."""
@@ -214,9 +211,7 @@ def _training(what: Any, data_args: DataArguments, args: Any, argv: list[str]) -
         )
     if data_args.streaming:
         settle_stream(data_args, args)
-    # How many processes tokenise changes nothing, and what is done once may serve another goal.
-    fields = [{n: v for n, v in asdict(one).items() if n not in _FREE} for one in (what, data_args)]
-    typed = {"model": fields[0], "data": fields[1], "training": _settings(args)}
+    typed = {"model": asdict(what), "data": asdict(data_args), "training": _settings(args)}
     if args.world_size > 1:
         typed["processes"] = args.world_size
     folder = Path(args.output_dir)
@@ -233,8 +228,8 @@ def _training(what: Any, data_args: DataArguments, args: Any, argv: list[str]) -
 
         def begin() -> None:
             held.enter_context(sole_use(folder))
-            if not going_on:
-                write_command(folder, argv, typed, __version__, data.digest)
+            # Also of a run that goes on: what may change may have changed.
+            write_command(folder, argv, typed, __version__, data.digest)
 
         on_main(begin)
         if going_on:

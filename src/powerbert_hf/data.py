@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
 from .checkpoint import hub_id, load_config, load_tokenizer, reading
-from .labels import flat, named_labels, read_labels
+from .labels import flat, named_labels, read_labels, warn_of_doubtful
 from .rows import REPAIR, check_table, dataset_reader
 from .tasks import METRICS, TASKS, ClassificationMetric, MultiLabelMetric, RegressionMetric, Task
 
@@ -82,10 +82,10 @@ class TaskData:
 
     @property
     def digest(self) -> str:
-        """Of the lengths and labels of all rows, by which other data under the same name are found out."""
+        """Of lengths and labels, by which other data under the same name are found out."""
         found = hashlib.sha256()
         for split in (self.train, self.tune, self.eval):
-            # What else a stream holds nobody knows yet.
+            # A stream cannot be read in advance.
             for name in ("length", "labels") if isinstance(split, Dataset) else ():
                 found.update(np.asarray(split[name][:], dtype=np.float64).tobytes())
         return found.hexdigest()
@@ -385,7 +385,7 @@ def prepare_data(
         held_out: the split to report.
         tokenizer: the model's.
         config: the model's: its label names, where it has any and the data has the same, give the labels their
-            numbers.
+            numbers, but for those of a known task that it has yet to be trained on.
         task: brings columns, metric, names and length where it is known.
         text_columns: one, or two for pairs.
         label_column: where the labels are; several columns of 0 and 1 for texts with several labels.
@@ -414,12 +414,17 @@ def prepare_data(
     for split in [held_out] if measure_only else [train, held_out]:
         check_texts(split, texts)
     limit = input_limit(tokenizer, config, len(texts), max_length, task.max_length if task else None)
-    trained = fine_tuned or measure_only
     of_task = task.label_names if task else ()
-    expected = named_labels(config, place_holders=trained) if trained or not of_task else of_task
-    places = trained or bool(of_task)
-    labels_of = read_labels(train, held_out, columns, expected or of_task, measure_only, places)
-    train_labels, eval_labels, names, problem_type = labels_of
+    if fine_tuned or measure_only:
+        unnamed = of_task if len(of_task) == config.num_labels else named_labels(config, place_holders=True)
+        expected, as_places = named_labels(config) or unnamed, True
+    else:
+        # Numbers are no places among labels that a model has of something else.
+        expected, as_places = of_task or named_labels(config), bool(of_task)
+    found = read_labels(train, held_out, columns, expected, measure_only, as_places)
+    train_labels, eval_labels, names, problem_type = found
+    if not measure_only:
+        warn_of_doubtful(columns[0], train[columns[0]], train_labels, names)
     known = METRICS[problem_type]
     if task is not None and task.metric in METRICS["regression"] and problem_type != "regression":
         raise ValueError(f"The labels of a regression must be floats, got others in {columns[0]!r}; write them so.")

@@ -40,7 +40,7 @@ def read_labels(
     column: str | Sequence[str],
     names: Sequence[str] = (),
     measure_only: bool = False,
-    places: bool = True,
+    as_places: bool = True,
 ) -> tuple[list[Any], list[Any], tuple[str, ...], str]:
     """Labels as the model wants them: numbers from 0, floats for regression, rows of 0.0 and 1.0 for several labels.
 
@@ -51,7 +51,7 @@ def read_labels(
             of names, of class numbers, or of one 0 or 1 per class (all as long) are several labels a text, and so are
             several columns of 0 and 1, one per class.
         names: the classes in the order of the model or the task, which holds if the data has no others.
-        places: whole numbers that are not names themselves are places in that order.
+        as_places: whole numbers that are not names themselves are places in that order.
         measure_only: nothing is trained, so one of the classes that the model knows is enough.
 
     Returns:
@@ -91,27 +91,11 @@ def read_labels(
             raise ValueError(f"{where} must hold numbers in both splits, got {reported[0]!r} in the reported split.")
         if all(value.is_integer() for value in training):
             logger.info("%s holds floats: a regression. Written as whole numbers, they are classes", where)
-        middle, spread = fmean(training), pstdev(training)
-        if max(abs(middle), spread) > _FAR:
-            logger.warning(
-                "%s has a mean of %.3g and a standard deviation of %.3g: a model learns numbers of about 1 best, so "
-                "scale them",
-                where,
-                middle,
-                spread,
-            )
         return training, [float(value) for value in reported], (), "regression"
 
     if found is None:
         found = sorted(set(flat(training)))
-        if kinds == {int} and len(found) > max(_SHOWN, len(training) * _MANY):
-            logger.warning(
-                "%s holds whole numbers, which are classes: %d in %d rows. Write them as floats for a regression",
-                where,
-                len(found),
-                len(training),
-            )
-    number = _numbers_in(found, names, places)
+    number = _numbers_in(found, names, as_places)
     if len(found) < 2 and not (measure_only and names and number is not None):
         raise ValueError(f"{where} must hold at least two classes, got only {found}; add rows of another class.")
     if number is None:
@@ -135,6 +119,34 @@ def read_labels(
 
     kind = "multi_label_classification" if several else "single_label_classification"
     return [encode(value) for value in training], [encode(value) for value in reported], tuple(names), kind
+
+
+def warn_of_doubtful(column: str, values: Sequence[Any], labels: Sequence[Any], names: Sequence[str]) -> None:
+    """Say of numbers that they are hard to learn, or that they are classes and perhaps not meant to be.
+
+    Args:
+        column: where they are.
+        values: what it holds.
+        labels: from `read_labels`, of these.
+        names: from `read_labels`; empty for a regression.
+    """
+    if not names:
+        middle, spread = fmean(labels), pstdev(labels)
+        if max(abs(middle), spread) > _FAR:
+            logger.warning(
+                "Column %r has a mean of %.3g and a standard deviation of %.3g: a model learns numbers of about 1 "
+                "best, so scale them",
+                column,
+                middle,
+                spread,
+            )
+    elif type(values[0]) is int and len(names) > max(_SHOWN, len(values) * _MANY):
+        logger.warning(
+            "Column %r holds whole numbers, which are classes: %d in %d rows. Write them as floats for a regression",
+            column,
+            len(names),
+            len(values),
+        )
 
 
 def _label_values(rows: Dataset, columns: Sequence[str], split: str, feature: Any) -> list[Any]:

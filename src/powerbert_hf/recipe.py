@@ -97,15 +97,14 @@ def check_speedups(
     """
     config = load_classifier(model, retention_config=None, retention_mode=None).config
     config.retention_unit, config.retention_length = unit, data.retention_length
-    for speedup in speedups:
-        if config.num_encoders > 1:
-            Budget(config, speedup, data.tune["length"])
     limits = Budget(config, None, data.tune["length"]).limits
     if config.num_encoders == 1:
         raise ValueError(
             f"A search needs a model of two encoders or more, got one: it hands on [CLS] alone, a speed-up of "
             f"{limits[0]:.2f} that changes no answer; set its `retention_config` to [1]."
         )
+    for speedup in speedups:
+        Budget(config, speedup, data.tune["length"])
     return limits
 
 

@@ -14,6 +14,9 @@ from typing import Any
 
 from .files import InUse, check_free, take, write_json
 
+# How many processes tokenise changes nothing, and steps that are finished serve another goal as well.
+_MAY_CHANGE = ("num_proc", "speedups", "max_drop", "plot")
+
 
 @contextmanager
 def sole_use(folder: Path) -> Iterator[None]:
@@ -67,7 +70,7 @@ def check_folder(folder: Path, typed: dict[str, Any], option: str = "--output-di
                 f"{folder} holds something else, or its {record.name} cannot be read; choose another `{option}`, or "
                 "remove it."
             ) from None
-        before, now = _flat(arguments), _flat(json.loads(json.dumps(typed)))
+        before, now = (_settled(one) for one in (arguments, json.loads(json.dumps(typed))))
         other = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if not other:
             return True
@@ -97,12 +100,12 @@ def check_data(folder: Path, digest: str) -> None:
         )
 
 
-def _flat(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Options by name, of whatever they are about."""
+def _settled(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Options by name, of whatever they are about, less those that may change."""
     found: dict[str, Any] = {}
     for name, value in arguments.items():
         found |= value if isinstance(value, dict) else {name: value}
-    return found
+    return {name: value for name, value in found.items() if name not in _MAY_CHANGE}
 
 
 def write_command(

@@ -138,10 +138,9 @@ def fastest_within(
 
     def choose() -> None:
         # What another `max_drop` has chosen is in its own folder, too.
-        if (root / "report.json").is_file():
-            before = json.loads((root / "report.json").read_text(encoding="utf-8"))
-            if before["training"]["speedup"] != chosen:
-                shutil.rmtree(root / "final")
+        known = (root / "report.json").is_file() and json.loads((root / "report.json").read_text(encoding="utf-8"))
+        if not known or known["training"]["speedup"] != chosen:
+            shutil.rmtree(root / "final", ignore_errors=True)
         if not (root / "final").is_dir():
             with whole_folder(root / "final") as partial:
                 shutil.copytree(root / _name(chosen) / "final", partial, dirs_exist_ok=True)

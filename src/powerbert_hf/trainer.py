@@ -315,7 +315,7 @@ class PoWERTrainer(Trainer):
             return
         path = Path(self.args.output_dir, "README.md")
         written = card_of(path.parent)
-        if written is None and self.args.push_to_hub:
+        if written is None and self.hub_model_id is not None:
             written = card_of(self.hub_model_id, self.args.hub_token)
         if written is not None and is_own(written):
             path.write_text(written, encoding="utf-8")

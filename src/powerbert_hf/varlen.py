@@ -29,9 +29,14 @@ def takes_varlen(device: torch.device, dtype: torch.dtype, head_size: int) -> bo
         dtype: of the products.
         head_size: D/H.
     """
+    if device.type != "cuda":
+        return False
+    try:
+        from torch.nn.attention.varlen import AuxRequest, varlen_attn  # noqa: F401
+    except ImportError:
+        return False
     return (
-        device.type == "cuda"
-        and dtype in (torch.float16, torch.bfloat16)
+        dtype in (torch.float16, torch.bfloat16)
         and torch.backends.cuda.is_flash_attention_available()
         and torch.cuda.get_device_capability(device) >= (8, 0)
         and head_size % _HEAD_SIZE_STEP == 0
