@@ -182,7 +182,7 @@ class Budget:
         # No scale takes a mass above R or below 1 word-vector.
         low, high = 1 / max(masses), length / max(min(masses[:-1]), 1 / length)
         by = _root(lambda by: self.speedup - self.predicted(scaled(by)), low, high)
-        # Counts are whole, so the speed-up jumps there. The first encoders take the larger count, the rest the smaller.
+        # Counts are whole, so the speed-up jumps there. The first encoders take the larger one, the rest the smaller.
         more, fewer = scaled(by * (1 + 1e-9)), scaled(by * (1 - 1e-9))
         between = [more[:encoder] + fewer[encoder:] for encoder in range(len(more) + 1)]
         return self.configuration(min(between, key=lambda one: abs(self.predicted(one) - self.speedup)))
