@@ -461,6 +461,14 @@ def test_a_card_keeps_what_it_knew_when_its_model_is_published_again(hub, model,
     assert hub.files("user/three")["README.md"] == own
 
 
+def test_a_retention_file_of_another_model_says_nothing_of_this_one(hub, model):
+    other = {**json.loads(read_retention("model").dumps()), "encoders": 4, "retention_config": [0.9, 0.5, 0.3, 0.1]}
+    Path("model/retention.json").write_text(json.dumps({**other, "metric": {"name": "f1", "base": 0.9, "final": 0.8}}))
+    run("publish", "model", "--repo", "user/one")
+    assert read_retention("user/one").retention_config == CONFIG["retention_config"]
+    assert "Nothing has been measured of this model" in card(hub, "user/one").text
+
+
 def test_the_results_of_a_retention_file_are_on_the_card(hub, model):
     told = {**json.loads(read_retention("model").dumps()), "task": "reviews"}
     told |= {"metric": {"name": "f1", "base": 0.9, "final": 0.89}, "speedup": {"predicted": 2.0, "measured": 1.8}}

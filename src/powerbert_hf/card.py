@@ -292,13 +292,14 @@ def run_of(model: Path) -> Path | None:
     return folder if (folder / "report.json").is_file() and (folder / "final" / "config.json").is_file() else None
 
 
-def known_of(model: str | Path, config: Any, place: str, **more: Any) -> Facts:
+def known_of(model: str | Path, config: Any, place: str, card: str | None = None, **more: Any) -> Facts:
     """What files say of a model.
 
     Args:
         model: a Hub id, the folder of a model, or of a run.
         config: its PoWER configuration, in hard mode.
         place: see [`Facts`].
+        card: the text of the one beside the model, from `card_of`.
         more: see [`Facts`].
 
     Raises:
@@ -309,9 +310,10 @@ def known_of(model: str | Path, config: Any, place: str, **more: Any) -> Facts:
     if run is not None:
         return _of_run(run, config, place, more)
     retention, told = RetentionFile.of(config), read_retention(model)
-    metadata = _metadata_of(card_of(model))
-    same = told.fields_for(config, model) == retention.fields_for(config, model)
+    metadata = _metadata_of(card)
+    same = told.runs_as(retention)
     if not same:
+        # The file is of another model, and so may be the card.
         told = retention
     if not (same and more.get("weights", True)):
         metadata = _lasting(metadata)

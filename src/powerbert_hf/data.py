@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class TaskData:
             "problem_type": self.problem_type,
         }
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Of lengths and labels, by which other data under the same name are found out."""
         found = hashlib.sha256()

@@ -133,10 +133,14 @@ def check_access(repo: str, token: str | None = None, new: bool = False) -> None
         api.whoami()
     there = _remote(api, repo) if new else None
     if there is not None and there.files:
-        raise ValueError(
-            f"A repository is not overwritten unasked, got {repo}, which holds {len(there.files)} files; choose "
-            "another name, or train without it and `powerbert publish --overwrite` afterwards."
-        )
+        remedy = "choose another name, or train without it and `powerbert publish --overwrite` afterwards"
+        raise _not_unasked(repo, there, remedy)
+
+
+def _not_unasked(repo: str, there: Remote, remedy: str) -> ValueError:
+    return ValueError(
+        f"A repository is not overwritten unasked, got {repo}, which holds {len(there.files)} files; {remedy}."
+    )
 
 
 def assemble(
@@ -159,18 +163,18 @@ def assemble(
         raise ValueError(f"Only a finished run can be published, got none in {model}; go on with its command first.")
     run = run_of(source) if source.is_dir() else None
     weights = model if run is None else run / "final"
+    card = card_of(weights)
     if retention_only:
-        facts = known_of(model, load_config(weights), repo, weights=False)
+        facts = known_of(model, load_config(weights), repo, card, weights=False)
     else:
         classifier = load_classifier(weights, needs_head=True, dtype="auto")
-        facts = known_of(model, classifier.config, repo, with_code=with_code)
+        facts = known_of(model, classifier.config, repo, card, with_code=with_code)
         _save(classifier, folder, with_code)
         load_tokenizer(weights, classifier.config).save_pretrained(folder)
     facts.retention.save(folder)
-    written = None if retention_only else card_of(weights)
     # One that somebody wrote for the model stays.
-    own = written is not None and is_own(written)
-    (folder / "README.md").write_text(str(written if own else make_card(facts)), encoding="utf-8")
+    own = not retention_only and card is not None and is_own(card)
+    (folder / "README.md").write_text(str(card if own else make_card(facts)), encoding="utf-8")
 
 
 def _save(model: PreTrainedModel, folder: Path, with_code: bool) -> None:
@@ -199,10 +203,8 @@ def _send(
             say(f"{repo} holds all of this already")
             return
         if there.files and not same and not overwrite:
-            raise ValueError(
-                f"A repository is not overwritten unasked, got {repo}, which holds {len(there.files)} files; pass "
-                "`--overwrite` to have it hold this instead, or choose another name."
-            )
+            remedy = "pass `--overwrite` to have it hold this instead, or choose another name"
+            raise _not_unasked(repo, there, remedy)
         if there.private == public:
             was, option = ("private", "`--public`") if public else ("public", "`--private`, the default,")
             raise ValueError(

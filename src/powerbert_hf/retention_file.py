@@ -128,6 +128,10 @@ class RetentionFile:
             **more,
         )
 
+    def runs_as(self, other: "RetentionFile") -> bool:
+        """Whether models of the same family run alike with both, whatever else is known of either."""
+        return all(getattr(self, name) == getattr(other, name) for name in _NEEDED)
+
     def fields_for(self, config: Any, source: Any) -> dict[str, Any]:
         """What a model's configuration has to say to run with it.
 
