@@ -3,10 +3,11 @@
     python results/compare_searches.py profiles runs/sweeps/mrpc-0
     python results/compare_searches.py targets runs/sweeps/mrpc-0
 
-Both begin with what a finished `powerbert sweep` left, and take its data, seed and arguments. `profiles` re-trains
-from the fine-tuned weights, for every speed-up of the sweep, the learned configuration, a geometric one, and the one
-on the path that `powerbert calibrate` searches. `targets` searches for 1.5x, 2x, 3x and 5x at half and at double the
-epochs of the sweep, and re-trains nothing. What is in the output already is not done again.
+Both begin with what a finished `powerbert sweep` left, and take its data, seed and arguments. `profiles` sets beside
+the learned configurations of the sweep, for each of its speed-ups, a geometric one and the one on the path that
+`powerbert calibrate` searches, all re-trained from the fine-tuned weights alike. `targets` searches for 1.5x, 2x, 3x
+and 5x at half and at double the epochs of the sweep, and re-trains nothing. What is in the output already is not done
+again.
 """
 
 import argparse
@@ -16,9 +17,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from datasets import Dataset
+from torch.nn.functional import kl_div
+from transformers import PreTrainedModel
 
+from powerbert_hf.agreement import log_probabilities, logits
 from powerbert_hf.arguments import DataArguments, SweepArguments, parse, settle_training
+from powerbert_hf.benchmark import make_batches
 from powerbert_hf.budget import Budget
 from powerbert_hf.checkpoint import load_classifier
 from powerbert_hf.cost import predicted_speedup
@@ -29,7 +36,7 @@ from powerbert_hf.steps import retrain, search_configuration
 from powerbert_hf.trainer import PoWERTrainingArguments
 
 TARGETS = (1.5, 2.0, 3.0, 5.0)
-# Of the tuning split, to search the path of `calibrate` on.
+# Of the training rows, to search the path of `calibrate` on.
 TEXTS = 512
 
 
@@ -38,39 +45,64 @@ def geometric(budget: Budget, encoders: int) -> list[float]:
     return budget.reach(budget.hold(torch.full((encoders,), float(budget.length)).double(), 1.0).tolist())
 
 
-def calibrated(budget: Budget, model: Any, data: TaskData) -> list[float]:
-    """The configuration of the path that `calibrate` searches, on texts of the tuning split, without their labels."""
-    columns = [name for name in data.tokenizer.model_input_names if name in data.tune.column_names]
-    features = data.tune.select_columns(columns).to_list()[:TEXTS]
-    path = search_path(model, features)
+def features_of(rows: Dataset, data: TaskData) -> list[dict[str, Any]]:
+    """Rows as a tokenizer returns them, without their labels."""
+    return rows.select_columns(
+        [name for name in data.tokenizer.model_input_names if name in rows.column_names]
+    ).to_list()
+
+
+def calibrated(budget: Budget, model: PreTrainedModel, data: TaskData) -> list[float]:
+    """The configuration of the path that `calibrate` searches, on training rows without their labels."""
+    rows = np.random.default_rng(0).permutation(len(data.train))[:TEXTS]
+    path = search_path(model, features_of(data.train.select(rows), data))
     nearest = min(path, key=lambda point: abs(point.predicted_speedup - budget.speedup))
     return budget.reach([budget.length * share for share in nearest.retention_config])
 
 
+def divergences(model: PreTrainedModel, base: PreTrainedModel, rows: Dataset, data: TaskData) -> list[float]:
+    """Kullback-Leibler divergence of a model's answers from the fine-tuned model's, text by text.
+
+    Of texts as few as those of a tuning split it tells more than their labels do.
+    """
+    batches = make_batches(features_of(rows, data), 32, torch.device("cpu"))
+    found, wanted = (log_probabilities(logits(one.eval(), batches), data.problem_type) for one in (model, base))
+    found = kl_div(found, wanted, log_target=True, reduction="none").flatten(1).sum(dim=1)
+    return [round(text, 6) for text in found.tolist()]
+
+
 def compare_profiles(folder: Path, data: TaskData, args: PoWERTrainingArguments, done: dict, save: Callable) -> None:
     """Re-train configurations of the same predicted speed-up from the same weights."""
-    base = folder / "fine_tuned"
+    path = folder / "fine_tuned"
+    base = load_classifier(path, retention_config=None, retention_mode=None)
     for run in json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["runs"]:
-        speedup, unit, length = run["training"]["speedup"], run["retention_unit"], run["retention_length"]
-        model = load_classifier(base, retention_config=None, retention_mode=None).eval()
-        model.config.retention_unit, model.config.retention_length = unit, length
-        budget = Budget(model.config, speedup, data.tune["length"])
-        profiles: dict[str, Callable[[], list]] = {
-            "learned": lambda run=run: run["retention_config"],
-            "geometric": lambda budget=budget, model=model: geometric(budget, model.config.num_encoders),
-            "calibrated": lambda budget=budget, model=model: calibrated(budget, model, data),
-        }
-        for name, profile in profiles.items():
+        speedup, fields = (
+            run["training"]["speedup"],
+            {name: run[name] for name in ("retention_unit", "retention_length")},
+        )
+        start = load_classifier(path, retention_config=None, retention_mode=None, **fields)
+        budget = Budget(start.config, speedup, data.tune["length"])
+        learned = folder / f"speedup-{speedup:g}"
+        for name in ("learned", "geometric", "calibrated"):
             if f"{name} {speedup:g}" in done:
                 continue
-            config = profile()
-            start = load_classifier(base, retention_config=config, retention_unit=unit, retention_length=length)
-            trained = retrain(start, data, args, teacher=base)
+            if name == "learned":
+                model, tuning, reported = load_classifier(learned / "final"), run["tuning"]["final"], run["final"]
+            else:
+                config = (
+                    geometric(budget, start.config.num_encoders)
+                    if name == "geometric"
+                    else calibrated(budget, start, data)
+                )
+                step = retrain(load_classifier(path, retention_config=config, **fields), data, args, teacher=path)
+                model, tuning, reported = step.model, step.tuning[data.metric], step.metrics[data.metric]
             done[f"{name} {speedup:g}"] = {
-                "retention_config": config,
-                "tuning": trained.tuning[data.metric],
-                "reported": trained.metrics[data.metric],
-                "predicted_speedup": predicted_speedup(trained.model.config, torch.tensor(data.eval["length"])),
+                "retention_config": model.config.retention_config,
+                "predicted_speedup": predicted_speedup(model.config, torch.tensor(data.eval["length"])),
+                "tuning": tuning,
+                "reported": reported,
+                "tuning_divergence": divergences(model, base, data.tune, data),
+                "reported_divergence": divergences(model, base, data.eval, data),
             }
             save()
 

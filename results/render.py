@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from powerbert_hf.run_folder import name_of
+
 HERE = Path(__file__).parent
 
 
@@ -30,7 +32,7 @@ def short_table() -> str:
         rows.append(
             (
                 report["data"]["task"],
-                Path(report["model"]).name,
+                name_of(report["model"]),
                 report["metric"],
                 f"{100 * report['base']:.1f}",
                 f"{100 * report['final']:.1f}",
@@ -65,7 +67,7 @@ def long_list() -> str:
             "hardware": f"{hardware['processor']}, {hardware['threads']} threads, torch {hardware['torch']}, "
             f"transformers {hardware['transformers']}",
         }
-        parts += [f"### {data['task']}, {Path(report['model']).name}", f"```sh\n{' '.join(typed)}\n```"]
+        parts += [f"### {data['task']}, {name_of(report['model'])}", f"```sh\n{' '.join(typed)}\n```"]
         parts += ["\n".join(f"* {name}: {value}" for name, value in lines.items())]
     return "\n\n".join(parts)
 

@@ -25,6 +25,7 @@ from yaml import YAMLError
 
 from .checkpoint import hub_id
 from .retention_file import RetentionFile, hub_reason, read_retention
+from .run_folder import name_of
 from .tasks import TASKS, hub_source
 
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -100,7 +101,7 @@ def make_card(facts: Facts) -> ModelCard:
         data,
         template_path=str(_TEMPLATE),
         facts=facts,
-        title=facts.place.rsplit("/", 1)[-1] if report is None else _title(facts),
+        title=name_of(facts.place) if report is None else _title(facts),
         card_license=_listed(data.license_name or data.license),
         prefix=_CLASSES[retention.backbone],
         results=data.eval_results or [],
@@ -162,7 +163,7 @@ def _entry(retention: RetentionFile, entry: float) -> str:
 
 
 def _title(facts: Facts) -> str:
-    return f"{Path(facts.base or facts.place).name} on {data_of(facts.report or {})['name']}, on fewer word-vectors"
+    return f"{name_of(facts.base or facts.place)} on {data_of(facts.report or {})['name']}, on fewer word-vectors"
 
 
 def data_of(report: dict[str, Any]) -> dict[str, Any]:
@@ -237,7 +238,7 @@ def _metadata(facts: Facts) -> dict[str, Any]:
         metadata |= {
             "datasets": [data["id"]] if data["id"] else None,
             "metrics": list(dict.fromkeys(result.metric_type for result in results)),
-            "model_name": facts.place.rsplit("/", 1)[-1] if hub_id(facts.place) else _title(facts),
+            "model_name": name_of(facts.place) if hub_id(facts.place) else _title(facts),
             "eval_results": results,
         }
     return metadata
@@ -252,6 +253,8 @@ def shown_command(typed: list[str]) -> str:
     Example:
         >>> print(shown_command(["powerbert", "train", "--model", "/home/me/bert", "--output-dir=../runs/x"]))
         powerbert train --model bert --output-dir=runs/x
+        >>> print(shown_command(["powerbert", "train", "--model", "/home/me/x/fine_tuned", "--output-dir=../runs/y"]))
+        powerbert train --model runs/x/fine_tuned --output-dir=runs/y
     """
     words, option = [], ""
     for word in typed:
@@ -276,7 +279,9 @@ def _shown(option: str, value: str) -> str:
         return "/".join(("runs", Path(value).name))
     somewhere = Path(value).is_absolute() or value.startswith(("~", ".."))
     if option in _PATHS or ((somewhere or option in _NAMES) and hub_id(value) is None):
-        return Path(value).name
+        name, run = Path(value).name, name_of(value)
+        # A step of another run, whose own card shows where it is kept.
+        return name if option != "--model" or run == name else f"runs/{run}/{name}"
     return value
 
 
@@ -390,7 +395,7 @@ def facts_of_report(report: dict[str, Any], typed: list[str] | None, place: str,
         more: see [`Facts`].
     """
     base = report["base_model"] if "base_model" in report else hub_id(report["model"])
-    name, data = base or Path(report["model"]).name, data_of(report)
+    name, data = base or name_of(report["model"]), data_of(report)
     # Reports have not always said it.
     backbone = report.get("backbone") or ("albert" if "albert" in name.lower() else "bert")
     retention = RetentionFile(

@@ -139,6 +139,20 @@ def load_tokenizer(model: str | Path, config: PreTrainedConfig) -> PreTrainedTok
     return tokenizer
 
 
+def classifier_config(model: str | Path | PreTrainedModel, **fields: Any) -> PreTrainedConfig:
+    """The configuration of a classifier of this package for a checkpoint, without its weights.
+
+    Args:
+        model: a Hub id, a folder or a model: BERT or ALBERT, stock or ours.
+        fields: to set in it.
+
+    Raises:
+        ValueError: for any other architecture, or for fields that contradict it.
+    """
+    config = model.config if isinstance(model, PreTrainedModel) else load_config(model)
+    return _class_for(config.model_type, model).config_class(**{**config.to_dict(), **fields})
+
+
 def load_classifier(
     model: str | Path | PreTrainedModel,
     needs_head: bool = False,
@@ -156,16 +170,16 @@ def load_classifier(
     Raises:
         ValueError: for any other architecture, for fields that contradict it, or for weights that are missing.
     """
-    config = model.config if isinstance(model, PreTrainedModel) else load_config(model)
-    ours = _class_for(config.model_type, model)
+    planned = classifier_config(model, **fields)
+    ours = _class_for(planned.model_type, model)
     if isinstance(model, PreTrainedModel):
-        loaded = ours(ours.config_class(**{**config.to_dict(), **fields}))
+        loaded = ours(planned)
         wanted = {name: weight.shape for name, weight in loaded.state_dict().items()}
         weights = {name: w for name, w in model.state_dict().items() if w.shape == wanted.get(name)}
         missing = set(loaded.load_state_dict(weights, strict=False).missing_keys)
     else:
         with reading(f"The checkpoint {model}", _REMEDY):
-            _check_size(model, ours, config)
+            _check_size(model, ours, planned)
             loaded, info = ours.from_pretrained(
                 model, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **fields
             )
@@ -194,8 +208,8 @@ def _check_size(model: str | Path, ours: type[PreTrainedModel], config: PreTrain
         # On the Hub, or missing: upstream says so.
         return
     with torch.device("meta"):
-        planned = ours(ours.config_class(**config.to_dict()))
-    needed = sum(weight.numel() for name, weight in planned.named_parameters() if not _NEW.search(name))
+        promised = ours(config)
+    needed = sum(weight.numel() for name, weight in promised.named_parameters() if not _NEW.search(name))
     held = sum(path.stat().st_size for path in files)
     if needed > held:
         raise ValueError(

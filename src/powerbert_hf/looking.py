@@ -21,6 +21,7 @@ from .inspection import Explanation, explain
 from .pages import explanation_page, run_page, survival_page, sweep_page
 from .recipe import timed_features
 from .report import Run, read_json, read_run
+from .run_folder import name_of
 from .survival import survival
 from .terminal import format_explanation, format_survival
 
@@ -52,7 +53,7 @@ def inspect_model(options: InspectArguments, colour: bool = False) -> str | None
     if options.output is None:
         width = options.width or shutil.get_terminal_size((_COLUMNS, 24)).columns
         return format_explanation(found, width, colour) if one else format_survival(found)
-    path, name = Path(options.output), Path(options.model).name
+    path, name = Path(options.output), name_of(options.model)
     if ending == ".json":
         write_json(path, found.to_dict())
     elif ending == ".html":

@@ -15,6 +15,7 @@ from .charts import Curve, draw_configuration, draw_curves, draw_sweep
 from .drawing import Canvas, attention_share, style_rules
 from .inspection import Explanation, Word, legible
 from .report import Run
+from .run_folder import name_of
 from .survival import Survival
 from .terminal import format_answer, what_is_left
 
@@ -66,7 +67,7 @@ def run_page(
     timing = {"dtype": "float32", **report["timing"]}
     return _page(
         "run.html",
-        f"{_data_name(data)}, {_base(report['model'])}",
+        f"{_data_name(data)}, {name_of(report['model'])}",
         report=report,
         kept=sum(kept) / len(kept),
         steps=[(names[name], step) for name, step in run.steps.items()],
@@ -136,8 +137,8 @@ def sweep_page(found: dict[str, Any]) -> str:
     hardware = found["hardware"]
     return _page(
         "sweep.html",
-        f"Speed-ups of {_base(found['model'])}",
-        model=_base(found["model"]),
+        f"Speed-ups of {name_of(found['model'])}",
+        model=name_of(found["model"]),
         found=found,
         picture=_svg(draw_sweep(found)),
         configurations=[
@@ -243,10 +244,6 @@ def _goal(report: dict[str, Any]) -> str:
 def _data_name(data: dict[str, Any]) -> str:
     named = (data[name] for name in ("task", "subset", "dataset", "train_file"))
     return Path(next((name for name in named if name), "data")).stem
-
-
-def _base(model: str) -> str:
-    return Path(model).name or model
 
 
 def _svg(picture: Canvas) -> Markup:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from .benchmark import benchmark, hardware
 from .budget import Budget
-from .checkpoint import hub_id, load_classifier
+from .checkpoint import classifier_config, hub_id, load_classifier
 from .cost import predicted_speedup, share_kept
 from .data import TaskData
 from .files import whole_folder, write_json
@@ -95,8 +95,9 @@ def check_speedups(
     Raises:
         ValueError: where none has one of them.
     """
-    config = load_classifier(model, retention_config=None, retention_mode=None).config
-    config.retention_unit, config.retention_length = unit, data.retention_length
+    config = classifier_config(
+        model, retention_config=None, retention_mode=None, retention_unit=unit, retention_length=data.retention_length
+    )
     limits = Budget(config, None, data.tune["length"]).limits
     if config.num_encoders == 1:
         raise ValueError(

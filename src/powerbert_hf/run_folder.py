@@ -17,6 +17,20 @@ from .files import InUse, check_free, take, write_json
 # How many processes tokenise changes nothing, and steps that are finished serve another goal as well.
 _MAY_CHANGE = ("num_proc", "speedups", "max_drop", "plot")
 
+# What the steps leave there, each a model.
+_STEPS = ("fine_tuned", "searched", "final")
+
+
+def name_of(model: str | Path) -> str:
+    """What to call a model: its name, without whose it is or where it lies; a step of a run by the name of the run.
+
+    Example:
+        >>> name_of("google-bert/bert-base-uncased"), name_of("runs/sst2/fine_tuned"), name_of("final")
+        ('bert-base-uncased', 'sst2', 'final')
+    """
+    path = Path(model)
+    return (path.parent.name if path.name in _STEPS else "") or path.name or str(model)
+
 
 @contextmanager
 def sole_use(folder: Path) -> Iterator[None]:
