@@ -24,13 +24,14 @@ from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
 from powerbert_hf.agreement import log_probabilities, logits
-from powerbert_hf.arguments import DataArguments, SweepArguments, parse, settle_training
+from powerbert_hf.arguments import DataArguments, SweepArguments
 from powerbert_hf.benchmark import make_batches
 from powerbert_hf.budget import Budget
 from powerbert_hf.checkpoint import load_classifier
 from powerbert_hf.cost import predicted_speedup
 from powerbert_hf.data import TaskData, load_data
 from powerbert_hf.files import write_json
+from powerbert_hf.parsing import parse, settle_training
 from powerbert_hf.sensitivity import search_path
 from powerbert_hf.steps import retrain, search_configuration
 from powerbert_hf.trainer import PoWERTrainingArguments

@@ -1,14 +1,17 @@
 """Fill the tables of README.md and results/README.md from the committed runs: `python results/render.py`.
 
 A run is a folder here with the `report.json` and `command.json` that `powerbert train` left; `speed/` holds what
-`powerbert benchmark --output` wrote, `time/` what `where_time_goes.py` did. `--check` changes nothing and fails if a
-table is not what the files say.
+`powerbert benchmark --output` wrote, `time/` what `where_time_goes.py` did, `searches/` is told of in `searches.py`.
+`--check` changes nothing and fails if a table is not what the files say.
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import searches
 
 from powerbert_hf.run_folder import name_of
 
@@ -88,6 +91,13 @@ def table(rows: list[tuple[str, ...]]) -> str:
     """The first row is the head."""
     head, *body = rows
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *body))
+
+
+def searches_table(name: str) -> str:
+    """What searches are worth: means of differences, then the runs."""
+    rows, said = getattr(searches, name)()
+    lines = "\n".join(f"* {line}" for line in said)
+    return "\n\n".join(filter(None, (lines, table(rows))))
 
 
 def speed_table() -> str:
@@ -219,6 +229,7 @@ def main(check: bool) -> int:
             HERE / "README.md",
             {
                 "results": long_list,
+                **{name: partial(searches_table, name) for name in ("sweeps", "profiles", "targets")},
                 "speed": speed_table,
                 "runtimes": runtimes_table,
                 "time": time_table,
@@ -234,6 +245,8 @@ def main(check: bool) -> int:
         for name, render in parts.items():
             before, start, rest = filled.partition(f"<!-- {name}:start -->\n")
             end = f"<!-- {name}:end -->"
+            if end not in rest:
+                raise ValueError(f"{path} must have a place for {name}: <!-- {name}:start -->, and {end} below it.")
             filled = f"{before}{start}{render()}\n{end}{rest.partition(end)[2]}"
         stale |= filled != text
         if not check:

@@ -15,7 +15,7 @@ from powerbert_hf import calibration, cli
 from powerbert_hf.agreement import unchanged
 from powerbert_hf.calibration import agreement_bound, calibrate, texts_needed
 from powerbert_hf.cost import predicted_speedup
-from powerbert_hf.data import read_texts, tokenize_texts
+from powerbert_hf.texts import read_texts, tokenize_texts
 from test_bad_input import refused
 
 CLASSES = {"id2label": {0: "no", 1: "maybe", 2: "yes"}, "label2id": {"no": 0, "maybe": 1, "yes": 2}}

@@ -5,7 +5,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from conftest import Host
-from powerbert_hf import data, labels, tasks
+from powerbert_hf import data, labels, tasks, texts
 
 
 @pytest.fixture
@@ -304,19 +304,19 @@ def test_inputs_are_cut_at_what_the_model_takes(frame, tokenizer):
 
 
 def test_columns_are_found_or_asked_for(frame):
-    assert data.choose_columns(frame, None, None, None) == (["text"], ["label"])
-    assert data.choose_columns(frame.rename_column("text", "sentence"), None, None, tasks.TASKS["sst2"]) == (
+    assert texts.choose_columns(frame, None, None, None) == (["text"], ["label"])
+    assert texts.choose_columns(frame.rename_column("text", "sentence"), None, None, tasks.TASKS["sst2"]) == (
         ["sentence"],
         ["label"],
     )
     with pytest.raises(ValueError, match="no column 'sentence1'; the data has text, label"):
-        data.choose_columns(frame, None, None, tasks.TASKS["mrpc"])
+        texts.choose_columns(frame, None, None, tasks.TASKS["mrpc"])
     many = frame.add_column("a", ["x"] * 64).add_column("b", ["x"] * 64)
     for several in (many, many.remove_columns("b")):
         with pytest.raises(ValueError, match="Name one or two `--text-columns`; the data has text, label, a"):
-            data.choose_columns(several, None, None, None)
+            texts.choose_columns(several, None, None, None)
     with pytest.raises(ValueError, match="one or two texts"):
-        data.choose_columns(many, ["text", "a", "b"], None, None)
+        texts.choose_columns(many, ["text", "a", "b"], None, None)
 
 
 def test_missing_texts_and_files_are_refused(frame, tokenizer, tmp_path):

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import powerbert_hf
-from powerbert_hf import arguments, cli, demo
+from powerbert_hf import arguments, cli, demo, parsing
 from powerbert_hf.trainer import PoWERTrainingArguments
 
 ROOT = Path(__file__).parent.parent
@@ -70,10 +70,10 @@ def test_commands_in_readme_are_ones_that_the_parser_takes(monkeypatch):
     sweeps = re.findall(r"^powerbert sweep (.*)$", text, flags=re.MULTILINE)
     assert len(sweeps) == 1
     kinds = [arguments.SweepArguments, arguments.DataArguments, PoWERTrainingArguments]
-    assert arguments.parse("sweep", sweeps[0].split(), kinds)[0].speedups == [1.5, 2, 3]
+    assert parsing.parse("sweep", sweeps[0].split(), kinds)[0].speedups == [1.5, 2, 3]
     calibrations = re.findall(r"^powerbert calibrate (.*)$", text, flags=re.MULTILINE)
     assert len(calibrations) == 1
-    options = arguments.parse_for_model("calibrate", calibrations[0].split(), arguments.CalibrateArguments)
+    options = parsing.parse_for_model("calibrate", calibrations[0].split(), arguments.CalibrateArguments)
     assert options.texts == "texts.txt"
     for command, kind, number in (
         ("publish", arguments.PublishArguments, 3),
@@ -83,12 +83,12 @@ def test_commands_in_readme_are_ones_that_the_parser_takes(monkeypatch):
         typed = re.findall(rf"^powerbert {command} (.*?)(?: +#.*)?$", text, flags=re.MULTILINE)
         assert len(typed) == number
         for one in typed:
-            arguments.parse_for_model(command, one.split(), kind)
+            parsing.parse_for_model(command, one.split(), kind)
     looks = [
         shlex.split(line, comments=True)[2:] for line in re.findall(r"^powerbert inspect .*$", text, re.MULTILINE)
     ]
     asked = [
-        arguments.parse_for_model("inspect", words, arguments.InspectArguments, ("model", "text", "second_text"))
+        parsing.parse_for_model("inspect", words, arguments.InspectArguments, ("model", "text", "second_text"))
         for words in looks
     ]
     assert [one.model for one in asked] == ["runs/demo/final", "runs/demo/final", "runs/mrpc/final"]

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from powerbert_hf import arguments, cli, recipe, run_folder, steps, tasks
+from powerbert_hf import arguments, cli, parsing, recipe, run_folder, steps, tasks
 from powerbert_hf.trainer import PoWERTrainer
 
 FAST = ["--num-train-epochs=1", "--per-device-train-batch-size=16", "--learning-rate=1e-3", "--disable-tqdm=true"]
@@ -373,8 +373,8 @@ def test_known_tasks_bring_their_published_hyperparameters(tmp_path):
     options = ["--model=m", "--dataset=nyu-mll/glue", "--subset=mrpc", f"--output_dir={tmp_path}"]
 
     def settled(*more):
-        what, data, args = arguments.parse("train", [*options, *more], kinds)
-        arguments.settle(what, args, tasks.TASKS[data.task])
+        what, data, args = parsing.parse("train", [*options, *more], kinds)
+        parsing.settle(what, args, tasks.TASKS[data.task])
         return what, args
 
     what, args = settled()

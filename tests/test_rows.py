@@ -6,8 +6,8 @@ import pyarrow
 import pytest
 from datasets import Dataset
 
-from powerbert_hf.data import read_file
 from powerbert_hf.rows import Misfit, read_rows
+from powerbert_hf.texts import read_file
 
 ROWS = [
     {"id": 18446744073709551615, "at": "2023-01-01T12:00:00Z", "text": 'say "no"'},

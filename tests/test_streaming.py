@@ -11,7 +11,7 @@ from conftest import Host
 from powerbert_hf import cli, streaming
 from powerbert_hf.arguments import DataArguments
 from powerbert_hf.checkpoint import load_tokenizer
-from powerbert_hf.data import read_file, tokenize
+from powerbert_hf.texts import read_file, tokenize
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, pipelin
 
 from conftest import WORDS, Host
 from powerbert_hf import cli, data, steps, tasks
-from powerbert_hf.arguments import DataArguments, RecipeArguments, parse
+from powerbert_hf.arguments import DataArguments, RecipeArguments
+from powerbert_hf.parsing import parse
 from powerbert_hf.trainer import PoWERTrainingArguments
 
 # Columns and labels of each on the Hub, and the split that is reported.

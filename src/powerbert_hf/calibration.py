@@ -29,10 +29,10 @@ from transformers import PreTrainedModel
 from .benchmark import Features
 from .checkpoint import hub_id, load_classifier, load_tokenizer
 from .cost import predicted_speedup
-from .data import read_texts, tokenize_texts
 from .files import check_free, whole_folder
 from .retention_file import RetentionFile
 from .sensitivity import check_model, comparison, search_path
+from .texts import read_texts, tokenize_texts
 
 logger = logging.getLogger(__name__)
 

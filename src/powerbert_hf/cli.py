@@ -30,13 +30,8 @@ from .arguments import (
     RecipeArguments,
     ReportArguments,
     SweepArguments,
-    parse,
-    parse_for_model,
-    settle,
-    settle_stream,
-    settle_training,
-    with_names,
 )
+from .parsing import parse, parse_for_model, settle, settle_stream, settle_training, with_names
 from .run_folder import check_data, check_folder, sole_use, write_command
 from .stopping import Terminated, on_sigterm
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The powerbert_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Reading data: a data set by name or files, its columns, tokenised for a `Trainer`."""
+"""Reading the data of a task: a data set by name or files, its labels and splits, tokenised for a `Trainer`."""
 
 import hashlib
 import logging
@@ -17,8 +17,8 @@ from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedToke
 
 from .checkpoint import hub_id, load_config, load_tokenizer, reading
 from .labels import flat, named_labels, read_labels, warn_of_doubtful
-from .rows import REPAIR, check_table, dataset_reader
 from .tasks import METRICS, TASKS, ClassificationMetric, MultiLabelMetric, RegressionMetric, Task
+from .texts import check_texts, choose_columns, input_limit, read_file, tokenize
 
 logger = logging.getLogger(__name__)
 
@@ -158,207 +158,6 @@ def load_splits(
                 held_out = Dataset.from_list(list(held_out), features=held_out.features)
             return train, held_out
     raise ValueError(f"Data set {dataset!r} has no split to report on, got {list(splits)}; pass `--eval-file`.")
-
-
-def read_file(path: str, lines: bool = False, streaming: bool = False) -> Dataset | IterableDataset:
-    """Read a table: csv, tsv, json, jsonl, parquet or arrow.
-
-    Args:
-        path: of the file.
-        lines: take txt too, a text a line.
-        streaming: read it as it is iterated over; it is not looked through first.
-
-    Raises:
-        ValueError: for another kind of file, or for one that cannot be read or holds no rows.
-    """
-    reader, options = dataset_reader(path, lines)
-    if not streaming:
-        check_table(path)
-    try:
-        with reading(path, REPAIR):
-            return datasets.load_dataset(reader, split="train", streaming=streaming, **options)
-    except ValueError as error:
-        if "corresponds to no data" not in str(error):
-            raise
-        raise ValueError(f"{path} must hold rows, got none; pass a file with rows.") from error
-
-
-def choose_texts(
-    columns: Sequence[str], holding_texts: Sequence[str], text_columns: Sequence[str] | None
-) -> list[str]:
-    """The columns of texts: those asked for, else the only one that it can be.
-
-    Args:
-        columns: all there are.
-        holding_texts: of these, where no column was asked for.
-        text_columns: asked for; one, or two for pairs.
-
-    Raises:
-        ValueError: for a column that is not there, or where several could be meant.
-    """
-    chosen = list(text_columns or holding_texts)
-    there = f"the data has {', '.join(columns)}."
-    if not text_columns and len(chosen) != 1:
-        raise ValueError(f"Name one or two `--text-columns`; {there}")
-    if len(chosen) > 2:
-        raise ValueError(f"A model reads one or two texts, got `--text-columns` {' '.join(chosen)}.")
-    for name in chosen:
-        if name not in columns:
-            raise ValueError(f"There is no column {name!r}; {there} Name `--text-columns`.")
-    return chosen
-
-
-def choose_columns(
-    dataset: Dataset,
-    text_columns: Sequence[str] | None,
-    label_column: str | Sequence[str] | None,
-    task: Task | None,
-) -> tuple[list[str], list[str]]:
-    """The columns of texts and of labels: those asked for, else the task's, else the only ones that it can be.
-
-    Raises:
-        ValueError: for a column that is not there, or where several could be meant.
-    """
-    columns = dataset.column_names
-    if label_column is None:
-        label_column = "labels" if "labels" in columns and "label" not in columns else "label"
-    labels = [label_column] if isinstance(label_column, str) else list(label_column)
-    strings = [n for n, kind in dataset.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")]
-    asked = text_columns or (task.text_columns if task else None)
-    chosen = choose_texts(columns, [name for name in strings if name not in labels], asked)
-    for name in labels:
-        if name not in columns:
-            raise ValueError(
-                f"There is no column {name!r}; the data has {', '.join(columns)}. Name the `--label-column`."
-            )
-    if not set(chosen).isdisjoint(labels):
-        raise ValueError(f"A label must not be a text, got {' '.join(chosen)} and {' '.join(labels)}; name others.")
-    return chosen, labels
-
-
-def input_limit(
-    tokenizer: Any, config: Any, texts: int, max_length: int | None = None, default: int | None = None
-) -> int:
-    """How many word-pieces an input may have; longer ones are cut.
-
-    Args:
-        tokenizer: the model's.
-        config: the model's.
-        texts: of an input, 1 or 2.
-        max_length: what was asked for.
-        default: if nothing was; at most what tokenizer and model take.
-
-    Raises:
-        ValueError: for a length that leaves no room or that the model does not take, or for two texts where it reads
-            one.
-    """
-    if texts > config.type_vocab_size and "token_type_ids" in tokenizer.model_input_names:
-        raise ValueError(
-            f"A model that reads two texts must have a `type_vocab_size` of 2, got {config.type_vocab_size} in its "
-            "configuration; join the texts into one column."
-        )
-    longest = min(tokenizer.model_max_length, config.max_position_embeddings)
-    shortest = tokenizer.num_special_tokens_to_add(pair=texts > 1) + texts
-    if max_length is not None and not shortest <= max_length <= longest:
-        raise ValueError(
-            f"`max_length` must lie between {shortest}, one word-piece a text, and {longest}, what the model takes, "
-            f"got {max_length}; leave it out for the longest."
-        )
-    return min(max_length or default or longest, longest)
-
-
-def check_texts(dataset: Dataset, text_columns: Sequence[str]) -> None:
-    """Make sure that there are texts. An empty text is one; a missing one is not.
-
-    Raises:
-        ValueError: where a text is missing, or all are empty.
-    """
-    for name in text_columns:
-        missing = sum(not isinstance(text, str) for text in dataset[name])
-        if missing:
-            raise ValueError(f"Column {name!r} must hold texts, got {missing} rows without; drop or fill them.")
-    if not any(text.strip() for name in text_columns for text in dataset[name]):
-        raise ValueError(f"Column {', '.join(map(repr, text_columns))} must hold texts, got only empty ones.")
-
-
-def tokenize(
-    dataset: Dataset,
-    text_columns: Sequence[str],
-    labels: Sequence[Any],
-    tokenizer: Any,
-    max_length: int,
-    num_proc: int | None = None,
-) -> Dataset:
-    """Tokenise texts, unpadded, and add `labels` and `length`; of files it is done once, and read from the cache then.
-
-    Args:
-        dataset: of texts.
-        text_columns: of them.
-        labels: one a row.
-        tokenizer: the model's.
-        max_length: word-pieces to truncate to.
-        num_proc: processes that do it; `None` is this one.
-    """
-    # A tokenizer remembers how it was asked last; the cache knows it again only in the same state.
-    tokenizer("", truncation=True, max_length=max_length)
-
-    def encode(rows: dict[str, list]) -> dict[str, list]:
-        encoded = tokenizer(*(rows[name] for name in text_columns), truncation=True, max_length=max_length)
-        return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
-
-    encoded = dataset.map(
-        encode, batched=True, remove_columns=dataset.column_names, num_proc=num_proc, desc="tokenise"
-    )
-    return encoded.add_column("labels", list(labels))
-
-
-def read_texts(
-    path: str | Path, text_columns: Sequence[str] | None = None, rows: int | None = None, seed: int = 0
-) -> tuple[Dataset, list[str]]:
-    """Read the texts of a file, in its order; no labels are needed.
-
-    Args:
-        path: txt with a text a line, empty lines left out, csv, tsv, json, jsonl, parquet or arrow.
-        text_columns: one, or two for pairs; `None` where there is but one column of texts, labels not counted.
-        rows: to draw, at most.
-        seed: of the draw.
-
-    Returns:
-        The rows, and the names of their columns of texts.
-
-    Raises:
-        ValueError: for a file or columns that cannot be used.
-    """
-    data = read_file(str(path), lines=True)
-    if Path(path).suffix.lower() == ".txt":
-        data = data.filter(str.strip, input_columns="text")
-        if not len(data):
-            raise ValueError(f"{path} must hold texts, one a line, got none; pass a file with texts.")
-    labels = [name for name in ("label", "labels") if name in data.column_names and not text_columns]
-    columns, _ = choose_columns(data, text_columns, labels, None)
-    return data.select(np.sort(np.random.default_rng(seed).permutation(len(data))[:rows])), columns
-
-
-def tokenize_texts(
-    data: Dataset, text_columns: Sequence[str], tokenizer: Any, config: Any, max_length: int | None = None
-) -> list[dict[str, list[int]]]:
-    """Tokenise texts, unpadded.
-
-    Args:
-        data: from [`read_texts`].
-        text_columns: from there too.
-        tokenizer: the model's.
-        config: the model's.
-        max_length: word-pieces to truncate to; `None` is what tokenizer and model take.
-
-    Raises:
-        ValueError: for a length that cannot be, or where a text is missing.
-    """
-    limit = input_limit(tokenizer, config, len(text_columns), max_length)
-    check_texts(data, text_columns)
-    tokens = tokenize(data, text_columns, [0] * len(data), tokenizer, limit)
-    names = [name for name in tokenizer.model_input_names if name in tokens.column_names]
-    return tokens.select_columns(names).to_list()
 
 
 def prepare_data(

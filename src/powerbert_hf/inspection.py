@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from .data import input_limit
 from .encoder import RankingAttentionMixin
 from .predict import answer_for
+from .texts import input_limit
 
 # What a text may say but must not do to a terminal or a page: turn the direction of all that follows.
 _OVERRIDES = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}

@@ -14,7 +14,7 @@ from .benchmark import benchmark
 from .changes import find_changes
 from .charts import draw_configuration
 from .checkpoint import load_classifier, load_tokenizer
-from .data import TaskData, check_texts, load_data, read_texts
+from .data import TaskData, load_data
 from .drawing import check_picture, draw_explanation, save_picture
 from .files import whole_file, write_json
 from .inspection import Explanation, explain
@@ -24,6 +24,7 @@ from .report import Run, read_json, read_run
 from .run_folder import name_of
 from .survival import survival
 from .terminal import format_explanation, format_survival
+from .texts import check_texts, read_texts
 
 # Columns of text where no terminal says how wide it is.
 _COLUMNS = 100

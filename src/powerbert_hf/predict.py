@@ -20,9 +20,9 @@ from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoint import load_classifier, load_tokenizer
-from .data import choose_texts, input_limit
 from .files import check_new, whole_file
 from .rows import Misfit, Row, read_rows
+from .texts import choose_texts, input_limit
 
 # That oneDNN may keep, see below.
 _PROGRAMS = "64"

@@ -14,12 +14,12 @@ from .arguments import BenchmarkArguments
 from .benchmark import Features, Measurement, benchmark, hardware, make_batches
 from .checkpoint import load_classifier, load_config, load_tokenizer, reading
 from .cost import encoder_multiply_accumulates, stock_encoder_multiply_accumulates
-from .data import read_texts, tokenize_texts
 from .drawing import check_picture
 from .files import check_new
 from .lengths import draw_lengths, random_features
 from .modeling_power import RetentionSequenceClassifierMixin
 from .profiling import encoder_seconds, peak_memory
+from .texts import read_texts, tokenize_texts
 
 
 def run_benchmarks(options: BenchmarkArguments) -> Iterator[dict[str, Any]]:

@@ -13,10 +13,11 @@ import pyarrow
 from datasets import Dataset, IterableDataset
 
 from .checkpoint import load_config, load_tokenizer, reading
-from .data import TaskData, check_texts, load_splits, prepare_data, source_of
+from .data import TaskData, load_splits, prepare_data, source_of
 from .labels import flat, read_labels
 from .rows import REPAIR
 from .tasks import TASKS
+from .texts import check_texts
 
 # Rows at the head of the stream: a tenth of them is the tuning split, and their labels are all that there may be.
 _HEAD = 20_000
