@@ -1,0 +1,103 @@
+"""What searches for a speed-up are worth, for results/README.md: `searches/` holds what sweeps left, a folder a seed.
+
+`sweep.json` and `command.json` are of `powerbert sweep`, `profiles.json` and `targets.json` of `compare_searches.py`.
+Seeds of one task and model belong together. `python results/render.py` calls what is here.
+"""
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t
+
+from powerbert_hf.run_folder import name_of
+
+HERE = Path(__file__).parent / "searches"
+
+Row = tuple[str, ...]
+
+
+def mean_and_interval(differences: Sequence[float], unit: str) -> str:
+    """Mean of paired differences with its 95 % interval by Student's t, where there is more than one."""
+    mean = statistics.mean(differences)
+    if len(differences) == 1:
+        return f"{mean:+.2f} {unit}, one seed"
+    half = t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
+    return f"{mean:+.2f} {unit} ({mean - half:+.2f} to {mean + half:+.2f}, {len(differences)} seeds)"
+
+
+def _shares(config: Sequence[float]) -> str:
+    return ", ".join(f"{share:.3f}" for share in config)
+
+
+def _read(name: str) -> dict[str, list[tuple[int, dict[str, Any]]]]:
+    """Files of that name with their seeds, by task and model."""
+    found = defaultdict(list)
+    for path in sorted(HERE.glob(f"*/{name}.json")):
+        run = json.loads(path.with_name("sweep.json").read_text(encoding="utf-8"))["runs"][0]
+        read = json.loads(path.read_text(encoding="utf-8"))
+        found[f"{run['data']['task']}, {name_of(run['model'])}"].append((run["training"]["seed"], read))
+    return {group: sorted(ones, key=lambda one: one[0]) for group, ones in found.items()}
+
+
+def sweeps() -> tuple[list[Row], list[str]]:
+    """A row for each speed-up and seed, and for each speed-up the mean difference from the fine-tuned model."""
+    rows = [("task and model", "asked for", "seed", "predicted", "metric", "fine-tuned", "final", "configuration")]
+    said = []
+    for group, ones in _read("sweep").items():
+        differences = defaultdict(list)
+        for seed, sweep in ones:
+            for run in sweep["runs"]:
+                asked = run["training"]["speedup"]
+                predicted = f"{run['tuning']['predicted_speedup']:.2f}x, {run['predicted_speedup']:.2f}x"
+                metrics = (f"{100 * run['tuning'][name]:.2f}, {100 * run[name]:.2f}" for name in ("base", "final"))
+                config = _shares(run["retention_config"])
+                rows.append((group, f"{asked:g}x", str(seed), predicted, run["metric"], *metrics, config))
+                differences[asked].append(100 * (run["final"] - run["base"]))
+        said += [
+            f"{group}, {asked:g}x: {mean_and_interval(ones, 'points')}" for asked, ones in sorted(differences.items())
+        ]
+    return rows, said
+
+
+def profiles() -> tuple[list[Row], list[str]]:
+    """A row for each configuration, and how the learned ones differ from the others of their speed-up."""
+    rows = [("task and model", "asked for", "seed", "configuration", "predicted", "metric", "divergence")]
+    said = []
+    for group, ones in _read("profiles").items():
+        differences = defaultdict(list)
+        for seed, found in ones:
+            for key, one in found.items():
+                name, asked = key.split()
+                metrics = f"{100 * one['tuning']:.2f}, {100 * one['reported']:.2f}"
+                means = [statistics.mean(one[f"{split}_divergence"]) for split in ("tuning", "reported")]
+                shown = f"{name}: {_shares(one['retention_config'])}"
+                divergence = ", ".join(f"{mean:.4f}" for mean in means)
+                rows.append(
+                    (group, f"{asked}x", str(seed), shown, f"{one['predicted_speedup']:.2f}x", metrics, divergence)
+                )
+                if name != "learned":
+                    learned = found[f"learned {asked}"]
+                    differences[asked, name].append(100 * (learned["reported"] - one["reported"]))
+        said += [
+            f"{group}, {asked}x, learned less {name}: {mean_and_interval(ones, 'points')}"
+            for (asked, name), ones in sorted(differences.items())
+        ]
+    return rows, said
+
+
+def targets() -> tuple[list[Row], list[str]]:
+    """A row for each search, and the one that missed its speed-up most."""
+    rows = [("task and model", "seed", "asked for", "steps", "predicted, tuning split", "predicted, reported split")]
+    off = []
+    for group, ones in _read("targets").items():
+        for seed, found in ones:
+            for key, one in found.items():
+                steps = {"0.5": "half", "2": "double"}[key.split()[-1]]
+                predicted = (f"{one[split]:.3f}x" for split in ("tuning", "reported"))
+                rows.append((group, str(seed), f"{one['asked']:g}x", steps, *predicted))
+                off.append(abs(one["tuning"] / one["asked"] - 1))
+    return rows, [f"farthest from what was asked for, on the tuning split: {max(off):.1%}"] if off else []
