@@ -3,17 +3,17 @@
     python results/compare_searches.py profiles runs/sweeps/mrpc-0
     python results/compare_searches.py targets runs/sweeps/mrpc-0
 
-Both begin with what a finished `powerbert sweep` left, and take its data, seed and arguments. `profiles` sets beside
-the learned configurations of the sweep, for each of its speed-ups, a geometric one and the one on the path that
-`powerbert calibrate` searches, all re-trained from the fine-tuned weights alike. `targets` searches for 1.5x, 2x, 3x
-and 5x at half and at double the epochs of the sweep, and re-trains nothing. What is in the output already is not done
-again.
+Both begin with what a finished `powerbert sweep` left, and take its data, seed and arguments. `profiles` re-trains
+from the fine-tuned weights alike, for every speed-up of the sweep, the learned configuration, a geometric one and the
+one on the path that `powerbert calibrate` searches. `targets` searches for 1.5x, 2x, 3x and 5x at half and at double
+the epochs of the sweep, and re-trains nothing. What is in the output already is not done again.
 """
 
 import argparse
 import copy
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -76,36 +76,31 @@ def compare_profiles(folder: Path, data: TaskData, args: PoWERTrainingArguments,
     """Re-train configurations of the same predicted speed-up from the same weights."""
     path = folder / "fine_tuned"
     base = load_classifier(path, retention_config=None, retention_mode=None)
-    for run in json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["runs"]:
-        speedup, fields = (
-            run["training"]["speedup"],
-            {name: run[name] for name in ("retention_unit", "retention_length")},
-        )
-        start = load_classifier(path, retention_config=None, retention_mode=None, **fields)
-        budget = Budget(start.config, speedup, data.tune["length"])
-        learned = folder / f"speedup-{speedup:g}"
-        for name in ("learned", "geometric", "calibrated"):
-            if f"{name} {speedup:g}" in done:
-                continue
-            if name == "learned":
-                model, tuning, reported = load_classifier(learned / "final"), run["tuning"]["final"], run["final"]
-            else:
-                config = (
-                    geometric(budget, start.config.num_encoders)
-                    if name == "geometric"
-                    else calibrated(budget, start, data)
-                )
-                step = retrain(load_classifier(path, retention_config=config, **fields), data, args, teacher=path)
-                model, tuning, reported = step.model, step.tuning[data.metric], step.metrics[data.metric]
-            done[f"{name} {speedup:g}"] = {
-                "retention_config": model.config.retention_config,
-                "predicted_speedup": predicted_speedup(model.config, torch.tensor(data.eval["length"])),
-                "tuning": tuning,
-                "reported": reported,
-                "tuning_divergence": divergences(model, base, data.tune, data),
-                "reported_divergence": divergences(model, base, data.eval, data),
-            }
-            save()
+    runs = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["runs"]
+    for name, run in product(("learned", "geometric", "calibrated"), runs):
+        speedup = run["training"]["speedup"]
+        if f"{name} {speedup:g}" in done:
+            continue
+        fields = {field: run[field] for field in ("retention_unit", "retention_length")}
+        model = load_classifier(path, retention_config=None, retention_mode=None, **fields)
+        budget = Budget(model.config, speedup, data.tune["length"])
+        profile = {
+            # Not the sweep's final model, which goes on from the weights of the search, trained for longer.
+            "learned": lambda run=run: run["retention_config"],
+            "geometric": lambda budget=budget, model=model: geometric(budget, model.config.num_encoders),
+            "calibrated": lambda budget=budget, model=model: calibrated(budget, model, data),
+        }[name]
+        model.set_retention(profile(), unit=run["retention_unit"], length=run["retention_length"])
+        step = retrain(model, data, args, teacher=path)
+        done[f"{name} {speedup:g}"] = {
+            "retention_config": step.model.config.retention_config,
+            "predicted_speedup": predicted_speedup(step.model.config, torch.tensor(data.eval["length"])),
+            "tuning": step.tuning[data.metric],
+            "reported": step.metrics[data.metric],
+            "tuning_divergence": divergences(step.model, base, data.tune, data),
+            "reported_divergence": divergences(step.model, base, data.eval, data),
+        }
+        save()
 
 
 def check_targets(folder: Path, data: TaskData, args: PoWERTrainingArguments, done: dict, save: Callable) -> None:
