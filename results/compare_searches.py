@@ -4,15 +4,17 @@
     python results/compare_searches.py targets runs/sweeps/mrpc-0
 
 Both begin with what a finished `powerbert sweep` left, and take its data, seed and arguments. `profiles` re-trains
-from the fine-tuned weights alike, for every speed-up of the sweep, the learned configuration, a geometric one and the
-one on the path that `powerbert calibrate` searches. `targets` searches for 1.5x, 2x, 3x and 5x at half and at double
-the epochs of the sweep, and re-trains nothing. What is in the output already is not done again.
+from the fine-tuned weights alike, for every speed-up of the sweep, the learned configuration, a geometric one, the
+learned one before it was refined, and the one on the path that `powerbert calibrate` searches. `targets` searches for
+1.5x, 2x, 3x and 5x at half and at double the epochs of the sweep, and re-trains nothing. What is in the output already
+is not done again.
 """
 
 import argparse
 import copy
 import json
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,13 @@ def geometric(budget: Budget, encoders: int) -> list[float]:
     return budget.reach(budget.hold(torch.full((encoders,), float(budget.length)).double(), 1.0).tolist())
 
 
+def unrefined(budget: Budget, step: Path, encoders: int) -> list[float]:
+    """What the search had learned before word-vectors were moved once more, at its last log."""
+    history = json.loads((step / "step.json").read_text(encoding="utf-8"))["history"]
+    last = next(entry for entry in reversed(history) if "retention_mass_1" in entry)
+    return budget.reach([last[f"retention_mass_{encoder}"] for encoder in range(1, encoders + 1)])
+
+
 def features_of(rows: Dataset, data: TaskData) -> list[dict[str, Any]]:
     """Rows as a tokenizer returns them, without their labels."""
     return rows.select_columns(
@@ -77,18 +86,20 @@ def compare_profiles(folder: Path, data: TaskData, args: PoWERTrainingArguments,
     path = folder / "fine_tuned"
     base = load_classifier(path, retention_config=None, retention_mode=None)
     runs = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["runs"]
-    for name, run in product(("learned", "geometric", "calibrated"), runs):
+    for name, run in product(("learned", "geometric", "unrefined", "calibrated"), runs):
         speedup = run["training"]["speedup"]
         if f"{name} {speedup:g}" in done:
             continue
         fields = {field: run[field] for field in ("retention_unit", "retention_length")}
         model = load_classifier(path, retention_config=None, retention_mode=None, **fields)
         budget = Budget(model.config, speedup, data.tune["length"])
+        encoders, step_2 = model.config.num_encoders, folder / f"speedup-{speedup:g}" / "searched"
         profile = {
             # Not the sweep's final model, which goes on from the weights of the search, trained for longer.
-            "learned": lambda run=run: run["retention_config"],
-            "geometric": lambda budget=budget, model=model: geometric(budget, model.config.num_encoders),
-            "calibrated": lambda budget=budget, model=model: calibrated(budget, model, data),
+            "learned": partial(run.get, "retention_config"),
+            "geometric": partial(geometric, budget, encoders),
+            "unrefined": partial(unrefined, budget, step_2, encoders),
+            "calibrated": partial(calibrated, budget, model, data),
         }[name]
         model.set_retention(profile(), unit=run["retention_unit"], length=run["retention_length"])
         step = retrain(model, data, args, teacher=path)

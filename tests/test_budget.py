@@ -104,6 +104,37 @@ def test_what_is_worth_more_than_it_costs_grows_at_the_cost_of_the_others(host):
     assert change.sum().item() == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("missed", [0, 1, 4])
+def test_refined_masses_lose_less_at_the_same_cost(host, unit, missed):
+    asked = make_budget(host, 2.0, unit)
+    masses = asked.hold(torch.full((6,), 64.0).double(), 1.0)
+    worth = torch.full((6,), 0.1).double()
+    worth[missed], worth[-1] = 3.0, 0.0
+    asked_for = []
+
+    def loss(config):
+        asked_for.append(config)
+        kept = torch.tensor(config).double() / (64 if unit == "words" else 1)
+        return (-worth * kept.log()).sum().item()
+
+    refined, before, after = asked.refine(masses, loss)
+    assert len(asked_for) == asked.trials
+    assert before == loss(asked.reach(masses.tolist()))
+    assert after == loss(asked.reach(refined.tolist())) < before
+    assert refined[missed] > masses[missed]
+    assert asked.cost(refined).item() == pytest.approx(0.5, abs=1e-6)
+
+
+def test_masses_stay_as_they_are_where_every_other_loses_more(host):
+    asked = make_budget(host, 2.0)
+    masses = torch.tensor([50.0, 40.0, 30.0, 20.0, 15.0, 15.0]).double()
+    masses = asked.hold(masses, 1.0)
+    best = torch.tensor(asked.reach(masses.tolist()))
+    for loss in (lambda config: (torch.tensor(config) - best).abs().sum().item(), lambda config: float("nan")):
+        assert asked.refine(masses, loss)[0] is masses
+
+
 @pytest.mark.parametrize("speedup", [1.01, 100.0])
 def test_a_speed_up_that_nothing_has_is_refused(host, speedup):
     with pytest.raises(ValueError, match=r"On these inputs `speedup` must lie above 1.* and below .*, got"):

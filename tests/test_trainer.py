@@ -8,6 +8,7 @@ import torch
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
     DataCollatorWithPadding,
@@ -448,6 +449,46 @@ def test_a_resumed_search_for_a_speed_up_is_the_uninterrupted_one(dataset, token
     first.train()
     second.train(resume_from_checkpoint=True)
     torch.testing.assert_close(second.model.retention_weights, whole.model.retention_weights, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("share", [0.75, None])
+def test_a_search_ends_with_the_loss_of_what_will_be_run(host, dataset, tokenizer, tmp_path, share):
+    """The teacher has its part of it; what is logged is the loss of the configuration, on the training rows."""
+    model = host.make(**SOFT, retention_soft_extract="hide")
+    fields = {"speedup": 2.0, "max_steps": 6, "distillation": share, "label_smoothing_factor": 0.1}
+    trainer = make_trainer(model, dataset, tokenizer, tmp_path, **fields)
+    trainer.teacher = teacher = None if share is None else host.make_stock()
+    trainer.train()
+    logged = trainer.state.log_history[-1]
+    assert logged["refined_to"] <= logged["refined_from"]
+    assert model.config.active_retention_mode == "soft"
+    assert model.config.retention_config is None
+    masses = model.retention_weights.double().sum(dim=1)
+    assert trainer._budget.cost(masses.detach()).item() == pytest.approx(0.5, rel=0.01)
+    model.set_retention(trainer.retention_config)
+    losses = []
+    for inputs in trainer.get_train_dataloader():
+        labels = inputs.pop("labels")
+        with torch.no_grad():
+            answers = model.eval()(**inputs).logits
+            loss = nn.functional.cross_entropy(answers, labels, label_smoothing=0.1)
+            if teacher is not None:
+                wanted = teacher.eval()(**inputs).logits.log_softmax(-1)
+                far = (wanted.exp() * (wanted - answers.log_softmax(-1))).sum(-1).mean()
+                loss = 0.25 * loss + 0.75 * far
+        losses.append(loss.item())
+    assert sum(losses) / len(losses) == pytest.approx(logged["refined_to"], abs=1e-4)
+
+
+def test_a_search_that_was_stopped_is_not_refined(dataset, tokenizer, tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    trainer = make_trainer(Host("bert").make(**SOFT), dataset, tokenizer, tmp_path, speedup=2.0, max_steps=4)
+    trainer.add_callback(Stop())
+    trainer.train()
+    assert not any("refined_to" in entry for entry in trainer.state.log_history)
 
 
 def test_lengths_that_nobody_gave_are_those_of_the_training_data(dataset, tokenizer, tmp_path):

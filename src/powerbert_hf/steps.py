@@ -85,7 +85,7 @@ def search_configuration(
 
     With `args.retention_lambda` as published. With `args.speedup` the configuration has that predicted speed-up on the
     lengths of the tuning split: word-vectors are hidden, the masses are held to the speed-up while they are learned,
-    and scaled at the end by the little that rounding counts has cost.
+    refined at the end, and scaled by the little that rounding counts has cost.
 
     Args:
         model: from step 1; `args.distillation` takes its answers for a teacher's.

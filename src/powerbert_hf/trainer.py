@@ -6,12 +6,14 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modelcard import TrainingSummary
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -24,6 +26,9 @@ from .checkpoint import hub_id
 from .processes import lengths_of_all
 from .retention import retention_config_from_mass, retention_mass
 from .retention_file import RetentionFile
+
+# Training rows, at least, that tell where word-vectors are worth most when a search has ended.
+_REFINED_ROWS = 1024
 
 
 @dataclass
@@ -271,6 +276,56 @@ class PoWERTrainer(Trainer):
                     group["lr"] = (2.0 if self._budget is None else LEARNING_RATE) / num_training_steps
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Upstream's; a search for a speed-up ends with [`Budget.refine`] on training rows and its own weights."""
+        output = super().train(*args, **kwargs)
+        # Unless it was told to stop before.
+        if self._budget is not None and self.state.global_step >= self.state.max_steps:
+            self._refine(self._budget)
+        return output
+
+    @torch.no_grad()
+    def _refine(self, budget: Budget) -> None:
+        model, config = self.model.eval(), self.model.config
+        steps = -(-_REFINED_ROWS // (self.args.train_batch_size * self.args.world_size))
+        batches = [self._prepare_inputs(inputs) for inputs in islice(self.get_train_dataloader(), steps)]
+        wanted = [self._teachers_answers(inputs) for inputs in batches]
+        progress = tqdm(total=budget.trials, desc="refine", disable=self.args.disable_tqdm, leave=False)
+
+        def loss(entries: Sequence[float]) -> float:
+            config.retention_config = list(entries)
+            losses = []
+            for inputs, answers in zip(batches, wanted, strict=True):
+                with self.compute_loss_context_manager():
+                    # Upstream takes the labels out where it smooths them.
+                    found, outputs = self.compute_loss(model, dict(inputs), return_outputs=True)
+                    losses.append(self._with_teacher(found, outputs, answers).float())
+            progress.update()
+            return self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
+
+        masses = retention_mass(model.retention_weights.double().cpu())
+        config.retention_mode = "hard"
+        try:
+            masses, before, after = budget.refine(masses, loss)
+        finally:
+            config.retention_mode, config.retention_config = "soft", None
+            progress.close()
+        model.retention_weights.copy_(budget.ramp(masses))
+        self.log({"refined_from": before, "refined_to": after})
+
+    def _teachers_answers(self, inputs: dict[str, Any]) -> Tensor | None:
+        if self.teacher is None:
+            return None
+        with torch.no_grad():
+            return self.teacher(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+
+    def _with_teacher(self, loss: Tensor, outputs: Any, wanted: Tensor | None, steps: int = 1) -> Tensor:
+        """The task's loss and how far the answers are from the teacher's, which counts as one of `steps`."""
+        if self.teacher is None or wanted is None:
+            return loss
+        far = distillation_loss(outputs["logits"], wanted, self.teacher.config.problem_type)
+        return (1 - self.args.distillation) * loss + self.args.distillation * far / steps
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -282,11 +337,8 @@ class PoWERTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         # A loss of the user's own counts as divided by the whole accumulated batch and is not divided again.
         steps = self.current_gradient_accumulation_steps if self.compute_loss_func is not None else 1
-        if self.teacher is not None and model.training:
-            with torch.no_grad():
-                wanted = self.teacher(**{name: value for name, value in inputs.items() if name != "labels"}).logits
-            far = distillation_loss(outputs["logits"], wanted, self.teacher.config.problem_type)
-            loss = (1 - self.args.distillation) * loss + self.args.distillation * far / steps
+        if model.training:
+            loss = self._with_teacher(loss, outputs, self._teachers_answers(inputs), steps)
         penalty = outputs.get("retention_penalty") if isinstance(outputs, dict) else None
         if penalty is not None and model.training:
             self._since_last_log["task_loss"].append(loss.detach())
