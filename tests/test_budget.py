@@ -1,5 +1,7 @@
 """A speed-up that is asked for is the one that comes out; masses move by what they are worth."""
 
+import math
+
 import pytest
 import torch
 
@@ -132,7 +134,39 @@ def test_masses_stay_as_they_are_where_every_other_loses_more(host):
     masses = asked.hold(masses, 1.0)
     best = torch.tensor(asked.reach(masses.tolist()))
     for loss in (lambda config: (torch.tensor(config) - best).abs().sum().item(), lambda config: float("nan")):
-        assert asked.refine(masses, loss)[0] is masses
+        torch.testing.assert_close(asked.refine(masses, loss)[0], masses, atol=1e-9, rtol=0)
+
+
+def test_what_a_mass_is_worth_is_set_against_what_it_costs(host):
+    """Where the loss is the cost there is nothing to gain, though masses at R and equal ones are cut off."""
+    asked = make_budget(host, 2.0)
+    masses = asked.hold(torch.tensor([64.0, 64.0, 20.0, 20.0, 20.0, 20.0]).double(), 1.0)
+
+    def loss(config):
+        return -100 / asked.predicted(config)
+
+    refined, before, after = asked.refine(masses, loss)
+    assert after == pytest.approx(before, rel=0.01)
+    torch.testing.assert_close(refined, masses, atol=0, rtol=0.1)
+
+
+def test_a_configuration_whose_loss_is_lost_is_passed_over(host):
+    asked = make_budget(host, 2.0)
+    masses = asked.hold(torch.full((6,), 64.0).double(), 1.0)
+    found = []
+
+    def loss(config):
+        found.append(-math.log(config[1]))
+        return found[-1] if len(found) != asked.trials - 2 else math.nan
+
+    _, before, after = asked.refine(masses, loss)
+    assert after == min(found[-2:]) < before
+
+
+def test_masses_that_are_not_at_the_budget_are_brought_to_it(host):
+    asked = make_budget(host, 2.0)
+    refined, _, _ = asked.refine(torch.full((6,), 60.0).double(), lambda config: 1.0)
+    assert asked.cost(refined).item() == pytest.approx(0.5, abs=1e-6)
 
 
 @pytest.mark.parametrize("speedup", [1.01, 100.0])

@@ -9,7 +9,7 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     DataCollatorWithPadding,
     Trainer,
@@ -24,6 +24,7 @@ from conftest import Host, without_dropout
 from powerbert_hf import PoWERTrainer, PoWERTrainingArguments
 from powerbert_hf.callbacks import LeaveWhenTold
 from powerbert_hf.cost import predicted_speedup
+from powerbert_hf.stopping import Terminated
 from powerbert_hf.trainer import distillation_loss
 
 SOFT = {"retention_mode": "soft", "retention_length": 24, "retention_unit": "fraction"}
@@ -488,6 +489,124 @@ def test_a_search_that_was_stopped_is_not_refined(dataset, tokenizer, tmp_path):
     trainer = make_trainer(Host("bert").make(**SOFT), dataset, tokenizer, tmp_path, speedup=2.0, max_steps=4)
     trainer.add_callback(Stop())
     trainer.train()
+    assert not any("refined_to" in entry for entry in trainer.state.log_history)
+
+
+class Seen:
+    """Inputs that a model was given to refine masses on, one after another."""
+
+    def __init__(self, model):
+        self.rows = []
+        model.register_forward_pre_hook(self.see, with_kwargs=True)
+
+    def see(self, model, args, inputs):
+        if model.config.active_retention_mode == "hard":
+            self.rows.append(inputs["attention_mask"].sum(dim=1).tolist())
+
+
+def test_masses_are_refined_on_rows_drawn_at_random(dataset, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("powerbert_hf.trainer._REFINED_ROWS", 12)
+    ids = [[5] * length for length in range(2, 42)]
+    many = Dataset.from_dict({"input_ids": ids, "labels": [0, 1] * 20})
+    fields = {"speedup": 2.0, "max_steps": 2, "train_sampling_strategy": "group_by_length"}
+    seen = []
+    for name in ("one", "other"):
+        trainer = make_trainer(Host("bert").make(**SOFT), many, tokenizer, tmp_path / name, **fields)
+        rows = Seen(trainer.model).rows
+        trainer.train()
+        assert len(rows) == 2 * trainer._budget.trials
+        assert rows[:2] * trainer._budget.trials == rows
+        seen.append(rows)
+    # Grouped by length, each batch would hold neighbours and the first the longest of all.
+    assert all(max(batch) - min(batch) > 10 for batch in seen[0])
+    assert seen[0] == seen[1]
+
+
+def test_a_loss_of_the_users_own_refines_masses_too(dataset, tokenizer, tmp_path):
+    def own_loss(outputs, labels, num_items_in_batch):
+        return nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+    def searching():
+        model = without_dropout(Host("bert").make(**SOFT, retention_soft_extract="hide"))
+        fields = {"speedup": 2.0, "max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+        trainer = make_trainer(model, dataset, tokenizer, tmp_path, **fields)
+        trainer.compute_loss_func = own_loss
+        return trainer
+
+    first, second = searching(), searching()
+    first.train()
+    # Its last checkpoint is from before, so that it is refined again.
+    second.train(resume_from_checkpoint=True)
+    for trainer in (first, second):
+        assert 0 < trainer.state.log_history[-1]["refined_to"] < 2
+    torch.testing.assert_close(second.model.retention_weights, first.model.retention_weights, atol=1e-6, rtol=0)
+
+
+def test_who_reports_on_a_search_sees_refined_masses(dataset, tokenizer, tmp_path):
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs, **kwargs):
+            self.last = logs
+
+        def on_train_end(self, args, state, control, model, **kwargs):
+            self.logged, self.weights = self.last, model.retention_weights.detach().clone()
+
+    trainer = make_trainer(Host("bert").make(**SOFT), dataset, tokenizer, tmp_path, speedup=2.0, max_steps=2)
+    tracker = Tracker()
+    # As those of `report_to` do, it comes before all that are added later.
+    trainer.callback_handler.callbacks.insert(1, tracker)
+    trainer.train()
+    assert set(tracker.logged) >= {"refined_from", "refined_to"}
+    assert torch.equal(tracker.weights, trainer.model.retention_weights)
+    assert trainer.model.training
+
+
+@pytest.mark.parametrize("when", ["in the last step", "while refining"])
+def test_told_to_leave_a_search_at_its_end_goes_on_from_there(dataset, tokenizer, tmp_path, when):
+    class Told(TrainerCallback):
+        def __init__(self, tell):
+            self.tell = tell
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            if when == "in the last step" and state.global_step == 1:
+                self.tell()
+
+        def on_train_begin(self, args, state, control, model, **kwargs):
+            def hear(model, inputs):
+                if when == "while refining" and model.config.active_retention_mode == "hard":
+                    self.tell()
+
+            model.register_forward_pre_hook(hear)
+
+    def searching(folder):
+        model = without_dropout(Host("bert").make(**SOFT, retention_soft_extract="hide"))
+        fields = {"speedup": 2.0, "max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+        return make_trainer(model, dataset, tokenizer, folder, **fields)
+
+    whole, first, second = (searching(tmp_path / name) for name in ("whole", "parts", "parts"))
+    whole.train()
+    for callback in (Told(first.accelerator.set_trigger), LeaveWhenTold(first.accelerator)):
+        first.add_callback(callback)
+    with pytest.raises(Terminated, match="told to leave while the masses were refined; the same command goes on"):
+        first.train()
+    assert first.model.config.active_retention_mode == "soft"
+    second.train(resume_from_checkpoint=True)
+    torch.testing.assert_close(second.model.retention_weights, whole.model.retention_weights, atol=1e-6, rtol=0)
+
+
+def test_a_search_without_rows_left_says_that_it_is_not_refined(dataset, tokenizer, tmp_path, warned):
+    class Once(IterableDataset):
+        def __init__(self):
+            self.rows = iter(dataset.to_list())
+
+        def __iter__(self):
+            yield from self.rows
+
+    # As many steps as take all rows.
+    fields = {"speedup": 2.0, "max_steps": 8}
+    trainer = make_trainer(Host("bert").make(**SOFT), dataset, tokenizer, tmp_path, **fields)
+    trainer.train_dataset = Once()
+    trainer.train()
+    assert "no training rows are left to refine" in warned()[-1]
     assert not any("refined_to" in entry for entry in trainer.state.log_history)
 
 

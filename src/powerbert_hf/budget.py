@@ -138,16 +138,11 @@ class Budget:
         on_ramp = (weights > 0) & (weights < 1)
         masses = retention_mass(weights)
         gain = (gradient.double().cpu() * on_ramp).sum(dim=1) / on_ramp.sum(dim=1).clamp(min=1) * masses
-        price = self._price(masses)
-        gain[-1] = 0.0
-        return _exchanged(gain, price)
-
-    def _price(self, masses: Tensor) -> Tensor:
-        """(L,), what a relative change of each mass changes of the cost."""
         with torch.enable_grad():
             masses = masses.detach().requires_grad_()
-            (steepness,) = torch.autograd.grad(self.cost(masses), masses)
-        return steepness * masses.detach() + _FLAT
+            (price,) = torch.autograd.grad(self.cost(masses), masses)
+        gain[-1] = 0.0
+        return _exchanged(gain, price * masses.detach() + _FLAT)
 
     @torch.no_grad()
     def hold(self, masses: Tensor, progress: float) -> Tensor:
@@ -192,21 +187,29 @@ class Budget:
         Returns:
             (L,) masses at the budget, the loss before, and the loss of these.
         """
+        masses = self.hold(masses, 1.0)
         before = loss(self.reach(masses.tolist()))
-        gain = torch.zeros_like(masses)
+        gain, price = torch.zeros_like(masses), torch.full_like(masses, _FLAT)
         for encoder in range(len(masses) - 1):
-            nudged = []
+            losses, costs = [], []
             for by in (_NUDGE, -_NUDGE):
                 other = masses.clone()
                 other[encoder] *= math.exp(by)
-                nudged.append(loss(self.configuration(other.clamp(max=float(self.length)).tolist())))
-            gain[encoder] = (nudged[0] - nudged[1]) / (2 * _NUDGE)
+                nudged = other.clamp(max=float(self.length)).tolist()
+                losses.append(loss(self.configuration(nudged)))
+                # That of the configuration too: the mass may be cut off by its neighbours', or cut off theirs.
+                costs.append(1 / self.predicted(nudged))
+            gain[encoder] = losses[0] - losses[1]
+            price[encoder] += costs[0] - costs[1]
         # A configuration whose loss is not finite says nothing.
-        away = _exchanged(gain.nan_to_num(0.0, 0.0, 0.0), self._price(masses))
+        away = _exchanged(gain.nan_to_num(0.0, 0.0, 0.0), price)
         away /= away.abs().max().clamp(min=_FLAT)
         moved = [self.hold(masses * torch.exp(-by * away), 1.0) for by in _MOVES]
         losses = [loss(self.reach(one.tolist())) for one in moved]
-        after, best = min(zip(losses, moved, strict=True), key=lambda one: one[0])
+        # Nor is it better than any other.
+        after, best = min(
+            zip(losses, moved, strict=True), key=lambda one: one[0] if math.isfinite(one[0]) else math.inf
+        )
         return (best, before, after) if after < before else (masses, before, before)
 
     def reach(self, masses: Sequence[float]) -> list[int] | list[float]:

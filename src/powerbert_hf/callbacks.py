@@ -3,6 +3,7 @@
 """What happens at each step of a training, besides the step: retention weights are held, and it may end early."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -64,12 +65,32 @@ class HoldBudget(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Turn the step of the weights into one of the masses."""
+        # Upstream takes a step more, at a rate of 0, where a training is resumed at its end.
+        if state.global_step >= state.max_steps:
+            return
         finite_masses(self.weights)
         growth = (self.weights.detach().double().cpu() - self.before)[:, -1]
         masses = retention_mass(self.before) * growth.exp()
         masses = self.budget.hold(masses, (state.global_step + 1) / state.max_steps)
         with torch.no_grad():
             self.weights.copy_(self.budget.ramp(masses))
+
+
+class RefineMasses(TrainerCallback):
+    """Refines the masses of a search that has come to its end.
+
+    Args:
+        refine: does it.
+    """
+
+    def __init__(self, refine: Callable[[], None]) -> None:
+        self.refine = refine
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `TrainerCallback`."""
+        # Unless it was told to stop before.
+        if state.global_step >= state.max_steps:
+            self.refine()
 
 
 class TellSamplerEpoch(TrainerCallback):
@@ -107,6 +128,8 @@ class LeaveWhenTold(TrainerCallback):
         """See `TrainerCallback`."""
         if self.accelerator.check_trigger():
             self.told = control.should_save = control.should_training_stop = True
+            # What comes after the last step is to learn of it too.
+            self.accelerator.set_trigger()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `TrainerCallback`; upstream would write the checkpoint again, over the only one that there is."""

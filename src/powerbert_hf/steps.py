@@ -244,13 +244,12 @@ def _run(trainer: PoWERTrainer) -> None:
         Terminated: where a process was told to leave; a checkpoint has been written then.
     """
     args = trainer.args
-    leave = LeaveWhenTold(trainer.accelerator)
-    trainer.add_callback(leave)
+    trainer.add_callback(LeaveWhenTold(trainer.accelerator))
     last = on_main(lambda: _last_complete_checkpoint(args.output_dir, args.world_size))
     with writing(args.output_dir), on_sigterm(trainer.accelerator.set_trigger):
         trainer.train(resume_from_checkpoint=last)
     # Told by whatever means, half of a training is not one; told after its last step, it has been saved.
-    told = trainer.accelerator.check_trigger() or leave.told
+    told = trainer.accelerator.check_trigger()
     if told or trainer.state.global_step < trainer.state.max_steps:
         raise Terminated(
             f"told to leave after step {trainer.state.global_step} of {trainer.state.max_steps}; the same command "

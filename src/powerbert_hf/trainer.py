@@ -12,20 +12,32 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, RandomSampler, Sampler
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modelcard import TrainingSummary
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import has_length
+from transformers.utils import logging
 
 from .agreement import log_probabilities
 from .budget import LEARNING_RATE, Budget
-from .callbacks import ClampRetentionWeights, FiniteGradients, HoldBudget, TellSamplerEpoch, finite_masses
+from .callbacks import (
+    ClampRetentionWeights,
+    FiniteGradients,
+    HoldBudget,
+    RefineMasses,
+    TellSamplerEpoch,
+    finite_masses,
+)
 from .card import Facts, card_of, is_own, make_card
 from .checkpoint import hub_id
 from .processes import lengths_of_all
 from .retention import retention_config_from_mass, retention_mass
 from .retention_file import RetentionFile
+from .stopping import Terminated
+
+logger = logging.get_logger(__name__)
 
 # Training rows, at least, that tell where word-vectors are worth most when a search has ended.
 _REFINED_ROWS = 1024
@@ -159,6 +171,10 @@ class PoWERTrainer(Trainer):
     `predicted_speedup`, that of the configuration which these masses stand for, where there are lengths to predict it
     on. They reach TensorBoard, trackio and W&B as any scalar that `Trainer` logs.
 
+    A search for `args.speedup` that has come to its last step ends with [`Budget.refine`], on training rows drawn at
+    random and the weights that it has trained: `refined_from` and `refined_to` in the log are the losses before and
+    after. The checkpoint of the last step, and what is logged with it, are from before.
+
     Args:
         args: for `Trainer`.
         teacher: a classifier whose answers `args.distillation` of the loss asks for; without it that is left out.
@@ -181,6 +197,7 @@ class PoWERTrainer(Trainer):
                 "`TrainingArguments` take."
             )
         self._budget: Budget | None = None
+        self._refining = False
         self._predicted: Callable[[list[float]], float] | None = None
         self.teacher: PreTrainedModel | None = None
         if teacher is not None and self.args.distillation:
@@ -211,6 +228,8 @@ class PoWERTrainer(Trainer):
             self._budget = Budget(self.model.config, self.args.speedup, lengths)
             self._predicted = self._budget.predicted
             self.add_callback(HoldBudget(self._budget))
+            # Before those that report to a tracker, and close it or upload the model as the training ends.
+            self.callback_handler.callbacks.insert(0, RefineMasses(self._refine))
 
     @property
     def retention_config(self) -> list[int] | list[float]:
@@ -247,6 +266,10 @@ class PoWERTrainer(Trainer):
         return getattr(self.model, "retention_weights", None)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        if self._refining and has_length(rows):
+            # Grouped by length, the longest would come first.
+            return RandomSampler(rows)
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
@@ -276,42 +299,61 @@ class PoWERTrainer(Trainer):
                     group["lr"] = (2.0 if self._budget is None else LEARNING_RATE) / num_training_steps
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Upstream's; a search for a speed-up ends with [`Budget.refine`] on training rows and its own weights."""
-        output = super().train(*args, **kwargs)
-        # Unless it was told to stop before.
-        if self._budget is not None and self.state.global_step >= self.state.max_steps:
-            self._refine(self._budget)
-        return output
-
-    @torch.no_grad()
-    def _refine(self, budget: Budget) -> None:
-        model, config = self.model.eval(), self.model.config
-        steps = -(-_REFINED_ROWS // (self.args.train_batch_size * self.args.world_size))
-        batches = [self._prepare_inputs(inputs) for inputs in islice(self.get_train_dataloader(), steps)]
+    def _refine(self) -> None:
+        budget, model, config = self._budget, self.model, self.model.config
+        batches = self._batches_to_refine_on()
+        least = self.accelerator.gather(torch.tensor([len(batches)], device=self.args.device)).min().item()
+        if budget is None or least == 0:
+            logger.warning("The masses are left as they were learned: no training rows are left to refine them on")
+            return
         wanted = [self._teachers_answers(inputs) for inputs in batches]
-        progress = tqdm(total=budget.trials, desc="refine", disable=self.args.disable_tqdm, leave=False)
+        silent = self.args.disable_tqdm or not self.is_local_process_zero()
+        progress = tqdm(total=budget.trials, desc="refine", disable=silent, leave=False)
 
         def loss(entries: Sequence[float]) -> float:
+            if self.accelerator.check_trigger():
+                raise Terminated(
+                    "told to leave while the masses were refined; the same command goes on from the checkpoint in "
+                    f"{self.args.output_dir}"
+                )
             config.retention_config = list(entries)
             losses = []
             for inputs, answers in zip(batches, wanted, strict=True):
+                items = self._get_num_items_in_batch([inputs], self.args.device)
                 with self.compute_loss_context_manager():
                     # Upstream takes the labels out where it smooths them.
-                    found, outputs = self.compute_loss(model, dict(inputs), return_outputs=True)
+                    found, outputs = self.compute_loss(
+                        model, dict(inputs), return_outputs=True, num_items_in_batch=items
+                    )
                     losses.append(self._with_teacher(found, outputs, answers).float())
             progress.update()
             return self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
 
-        masses = retention_mass(model.retention_weights.double().cpu())
+        masses = retention_mass(model.retention_weights.detach().double().cpu())
         config.retention_mode = "hard"
+        model.eval()
         try:
-            masses, before, after = budget.refine(masses, loss)
+            with torch.no_grad():
+                masses, before, after = budget.refine(masses, loss)
+                model.retention_weights.copy_(budget.ramp(masses))
         finally:
             config.retention_mode, config.retention_config = "soft", None
+            model.train()
             progress.close()
-        model.retention_weights.copy_(budget.ramp(masses))
         self.log({"refined_from": before, "refined_to": after})
+
+    def _batches_to_refine_on(self) -> list[dict[str, Any]]:
+        together = 1 if self.accelerator.split_batches else self.args.world_size
+        steps = -(-_REFINED_ROWS // (self._train_batch_size * together))
+        self._refining = True
+        try:
+            return [self._prepare_inputs(inputs) for inputs in islice(self.get_train_dataloader(), steps)]
+        except ValueError as error:
+            # How accelerate says that an iterable which can be gone through once has been.
+            logger.warning("%s", error)
+            return []
+        finally:
+            self._refining = False
 
     def _teachers_answers(self, inputs: dict[str, Any]) -> Tensor | None:
         if self.teacher is None:
@@ -335,12 +377,13 @@ class PoWERTrainer(Trainer):
     ) -> Any:
         """The task's loss; while training, the teacher's part and, in soft mode, lambda times the penalty (3.3)."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if not model.training:
+            return (loss, outputs) if return_outputs else loss
         # A loss of the user's own counts as divided by the whole accumulated batch and is not divided again.
         steps = self.current_gradient_accumulation_steps if self.compute_loss_func is not None else 1
-        if model.training:
-            loss = self._with_teacher(loss, outputs, self._teachers_answers(inputs), steps)
+        loss = self._with_teacher(loss, outputs, self._teachers_answers(inputs), steps)
         penalty = outputs.get("retention_penalty") if isinstance(outputs, dict) else None
-        if penalty is not None and model.training:
+        if penalty is not None:
             self._since_last_log["task_loss"].append(loss.detach())
             self._since_last_log["retention_penalty"].append(penalty.detach())
             loss = loss + self._lambda * penalty / steps
