@@ -1,13 +1,14 @@
 """What a search is worth: against other configurations of the same speed, and against the speed asked for.
 
     python results/compare_searches.py profiles runs/sweeps/mrpc-0
+    python results/compare_searches.py defaults runs/sweeps/mrpc-0
     python results/compare_searches.py targets runs/sweeps/mrpc-0
 
-Both begin with what a finished `powerbert sweep` left, and take its data, seed and arguments. `profiles` re-trains
+All begin with what a finished `powerbert sweep` left, and take its data, seed and arguments. `profiles` re-trains
 from the fine-tuned weights alike, for every speed-up of the sweep, the learned configuration, a geometric one, the
-learned one before it was refined, and the one on the path that `powerbert calibrate` searches. `targets` searches for
-1.5x, 2x, 3x and 5x at half and at double the epochs of the sweep, and re-trains nothing. What is in the output already
-is not done again.
+learned one before it was refined, and the one on the path that `powerbert calibrate` searches. `defaults` searches and
+re-trains with one default after the other as the paper has it. `targets` searches for 1.5x, 2x, 3x and 5x at half and
+at double the epochs of the sweep, and re-trains nothing. What is in the output already is not done again.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from powerbert_hf.files import write_json
 from powerbert_hf.parsing import parse, settle_training
 from powerbert_hf.sensitivity import search_path
 from powerbert_hf.steps import retrain, search_configuration
+from powerbert_hf.tasks import TASKS
 from powerbert_hf.trainer import PoWERTrainingArguments
 
 TARGETS = (1.5, 2.0, 3.0, 5.0)
@@ -81,6 +83,20 @@ def divergences(model: PreTrainedModel, base: PreTrainedModel, rows: Dataset, da
     return [round(text, 6) for text in found.tolist()]
 
 
+def outcome(
+    model: PreTrainedModel, base: PreTrainedModel, data: TaskData, tuning: dict[str, Any], reported: dict[str, Any]
+) -> dict[str, Any]:
+    """What is kept of a model that was re-trained."""
+    return {
+        "retention_config": model.config.retention_config,
+        "predicted_speedup": predicted_speedup(model.config, torch.tensor(data.eval["length"])),
+        "tuning": tuning[data.metric],
+        "reported": reported[data.metric],
+        "tuning_divergence": divergences(model, base, data.tune, data),
+        "reported_divergence": divergences(model, base, data.eval, data),
+    }
+
+
 def compare_profiles(folder: Path, data: TaskData, args: PoWERTrainingArguments, done: dict, save: Callable) -> None:
     """Re-train configurations of the same predicted speed-up from the same weights."""
     path = folder / "fine_tuned"
@@ -103,14 +119,43 @@ def compare_profiles(folder: Path, data: TaskData, args: PoWERTrainingArguments,
         }[name]
         model.set_retention(profile(), unit=run["retention_unit"], length=run["retention_length"])
         step = retrain(model, data, args, teacher=path)
-        done[f"{name} {speedup:g}"] = {
-            "retention_config": step.model.config.retention_config,
-            "predicted_speedup": predicted_speedup(step.model.config, torch.tensor(data.eval["length"])),
-            "tuning": step.tuning[data.metric],
-            "reported": step.metrics[data.metric],
-            "tuning_divergence": divergences(step.model, base, data.tune, data),
-            "reported_divergence": divergences(step.model, base, data.eval, data),
-        }
+        done[f"{name} {speedup:g}"] = outcome(step.model, base, data, step.tuning, step.metrics)
+        save()
+
+
+def compare_defaults(folder: Path, data: TaskData, args: PoWERTrainingArguments, done: dict, save: Callable) -> None:
+    """Search and re-train with one default after the other as the paper has it."""
+    path = folder / "fine_tuned"
+    base = load_classifier(path, retention_config=None, retention_mode=None)
+    runs = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["runs"]
+    undistilled, penalised = copy.copy(args), copy.copy(args)
+    undistilled.distillation = 0.0
+    task = TASKS.get(runs[0]["data"]["task"])
+    penalised.retention_lambda = task.search.get("retention_lambda") if task else None
+    for run, name in product(runs, ("default", "words", "multiply", "undistilled", "penalty")):
+        speedup = run["training"]["speedup"]
+        if f"{name} {speedup:g}" in done:
+            continue
+        if name == "default":
+            final = load_classifier(folder / f"speedup-{speedup:g}" / "final")
+            tuning, reported = ({data.metric: one["final"]} for one in (run["tuning"], run))
+        else:
+            own = copy.copy({"undistilled": undistilled, "penalty": penalised}.get(name, args))
+            own.speedup = None if name == "penalty" else speedup
+            searched = search_configuration(
+                path,
+                data,
+                own,
+                unit="words" if name == "words" else "fraction",
+                soft_extract="multiply" if name == "multiply" else None,
+            )
+            if name == "penalty":
+                # What is learned with a fixed lambda has any speed-up: the masses are scaled to this one.
+                budget = Budget(searched.model.config, speedup, data.tune["length"])
+                searched.model.set_retention(budget.reach(searched.masses))
+            step = retrain(searched.model, data, own, teacher=path)
+            final, tuning, reported = step.model, step.tuning, step.metrics
+        done[f"{name} {speedup:g}"] = outcome(final, base, data, tuning, reported)
         save()
 
 
@@ -142,13 +187,13 @@ def main(what: str, folder: Path) -> None:
     data = load_data(data_args, sweep_args.model, args.seed, fine_tuned=sweep_args.fine_tuned)
     output = folder / f"{what}.json"
     done: dict[str, Any] = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
-    compare = {"profiles": compare_profiles, "targets": check_targets}[what]
+    compare = {"profiles": compare_profiles, "defaults": compare_defaults, "targets": check_targets}[what]
     compare(folder, data, args, done, lambda: write_json(output, done))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["profiles", "targets"])
+    parser.add_argument("what", choices=["profiles", "defaults", "targets"])
     parser.add_argument("sweep", type=Path, help="folder of a finished `powerbert sweep`")
     options = parser.parse_args()
     main(options.what, options.sweep)

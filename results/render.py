@@ -229,7 +229,7 @@ def main(check: bool) -> int:
             HERE / "README.md",
             {
                 "results": long_list,
-                **{name: partial(searches_table, name) for name in ("sweeps", "profiles", "targets")},
+                **{name: partial(searches_table, name) for name in ("sweeps", "profiles", "defaults", "targets")},
                 "speed": speed_table,
                 "runtimes": runtimes_table,
                 "time": time_table,

@@ -1,7 +1,7 @@
 """What searches for a speed-up are worth, for results/README.md: `searches/` holds what sweeps left, a folder a seed.
 
-`sweep.json` and `command.json` are of `powerbert sweep`, `profiles.json` and `targets.json` of `compare_searches.py`.
-Seeds of one task and model belong together. `python results/render.py` calls what is here.
+`sweep.json` and `command.json` are of `powerbert sweep`; `profiles.json`, `defaults.json` and `targets.json` of
+`compare_searches.py`. Seeds of one task and model belong together. `python results/render.py` calls what is here.
 """
 
 import json
@@ -29,8 +29,8 @@ def mean_and_interval(differences: Sequence[float], unit: str) -> str:
     return f"{mean:+.2f} {unit} ({mean - half:+.2f} to {mean + half:+.2f}, {len(differences)} seeds)"
 
 
-def _shares(config: Sequence[float]) -> str:
-    return ", ".join(f"{share:.3f}" for share in config)
+def _shares(config: Sequence[int | float]) -> str:
+    return ", ".join(f"{share:.3f}" if isinstance(share, float) else str(share) for share in config)
 
 
 def _read(name: str) -> dict[str, list[tuple[int, dict[str, Any]]]]:
@@ -65,9 +65,18 @@ def sweeps() -> tuple[list[Row], list[str]]:
 
 def profiles() -> tuple[list[Row], list[str]]:
     """A row for each configuration, and how the learned ones differ from the others of their speed-up."""
+    return _compared("profiles", "learned")
+
+
+def defaults() -> tuple[list[Row], list[str]]:
+    """A row for each way of searching, and how the default differs from the others."""
+    return _compared("defaults", "default")
+
+
+def _compared(file: str, ours: str) -> tuple[list[Row], list[str]]:
     rows = [("task and model", "asked for", "seed", "configuration", "predicted", "metric", "divergence")]
     said = []
-    for group, ones in _read("profiles").items():
+    for group, ones in _read(file).items():
         differences = defaultdict(list)
         for seed, found in ones:
             for key, one in found.items():
@@ -79,11 +88,10 @@ def profiles() -> tuple[list[Row], list[str]]:
                 rows.append(
                     (group, f"{asked}x", str(seed), shown, f"{one['predicted_speedup']:.2f}x", metrics, divergence)
                 )
-                if name != "learned":
-                    learned = found[f"learned {asked}"]
-                    differences[asked, name].append(100 * (learned["reported"] - one["reported"]))
+                if name != ours:
+                    differences[asked, name].append(100 * (found[f"{ours} {asked}"]["reported"] - one["reported"]))
         said += [
-            f"{group}, {asked}x, learned less {name}: {mean_and_interval(ones, 'points')}"
+            f"{group}, {asked}x, {ours} less {name}: {mean_and_interval(ones, 'points')}"
             for (asked, name), ones in sorted(differences.items())
         ]
     return rows, said

@@ -80,6 +80,7 @@ def search_configuration(
     data: TaskData,
     args: PoWERTrainingArguments,
     unit: RetentionUnit = "fraction",
+    soft_extract: RetentionSoftExtract | None = None,
 ) -> TrainedStep:
     """Step 2: train the fine-tuned model with Soft-extract, and read the configuration off the masses.
 
@@ -92,6 +93,8 @@ def search_configuration(
         data: from `data.prepare_data`.
         args: of the training, with `speedup` or `retention_lambda`.
         unit: of the configuration: `"fraction"` of an example's own length, or `"words"` as in the paper.
+        soft_extract: how; `None` hides word-vectors for a speed-up, multiplies them with lambda, and does what is
+            published where inputs are padded to one length.
 
     Returns:
         The model with the configuration set, not re-trained to it yet; metrics are those of that model.
@@ -102,7 +105,7 @@ def search_configuration(
     length = data.retention_length
     # Inputs padded to one length are the paper's.
     published: RetentionSoftExtract = "multiply" if data.padded_to is None else "published"
-    soft_extract = published if args.speedup is None else "hide"
+    soft_extract = soft_extract or (published if args.speedup is None else "hide")
     soft = load_classifier(
         model,
         retention_config=None,
