@@ -83,6 +83,14 @@ def divergences(model: PreTrainedModel, base: PreTrainedModel, rows: Dataset, da
     return [round(text, 6) for text in found.tolist()]
 
 
+def training(args: PoWERTrainingArguments, name: str, **fields: Any) -> PoWERTrainingArguments:
+    """Arguments of one of many trainings, in a folder of its own: else it would go on from another's checkpoint."""
+    own = copy.copy(args)
+    for field, value in {"output_dir": str(Path(args.output_dir, name)), **fields}.items():
+        setattr(own, field, value)
+    return own
+
+
 def outcome(
     model: PreTrainedModel, base: PreTrainedModel, data: TaskData, tuning: dict[str, Any], reported: dict[str, Any]
 ) -> dict[str, Any]:
@@ -118,7 +126,7 @@ def compare_profiles(folder: Path, data: TaskData, args: PoWERTrainingArguments,
             "calibrated": partial(calibrated, budget, model, data),
         }[name]
         model.set_retention(profile(), unit=run["retention_unit"], length=run["retention_length"])
-        step = retrain(model, data, args, teacher=path)
+        step = retrain(model, data, training(args, f"{name} {speedup:g}"), teacher=path)
         done[f"{name} {speedup:g}"] = outcome(step.model, base, data, step.tuning, step.metrics)
         save()
 
@@ -128,31 +136,30 @@ def compare_defaults(folder: Path, data: TaskData, args: PoWERTrainingArguments,
     path = folder / "fine_tuned"
     base = load_classifier(path, retention_config=None, retention_mode=None)
     runs = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["runs"]
-    undistilled, penalised = copy.copy(args), copy.copy(args)
-    undistilled.distillation = 0.0
     task = TASKS.get(runs[0]["data"]["task"])
-    penalised.retention_lambda = task.search.get("retention_lambda") if task else None
+    published = task.search if task else {}
     for run, name in product(runs, ("default", "words", "multiply", "undistilled", "penalty")):
         speedup = run["training"]["speedup"]
-        if f"{name} {speedup:g}" in done:
+        # There is no penalty without a published lambda.
+        if f"{name} {speedup:g}" in done or (name == "penalty" and not published):
             continue
         if name == "default":
             final = load_classifier(folder / f"speedup-{speedup:g}" / "final")
             tuning, reported = ({data.metric: one["final"]} for one in (run["tuning"], run))
         else:
-            own = copy.copy({"undistilled": undistilled, "penalty": penalised}.get(name, args))
-            own.speedup = None if name == "penalty" else speedup
-            searched = search_configuration(
-                path,
-                data,
-                own,
-                unit="words" if name == "words" else "fraction",
-                soft_extract="multiply" if name == "multiply" else None,
-            )
+            unit = "words" if name == "words" else run["retention_unit"]
+            fields = {
+                "undistilled": {"distillation": 0.0},
+                "penalty": {"speedup": None, **published},
+            }.get(name, {})
+            own = training(args, f"{name} {speedup:g} searched", **{"speedup": speedup, **fields})
+            soft_extract = "multiply" if name == "multiply" else None
+            searched = search_configuration(path, data, own, unit=unit, soft_extract=soft_extract)
             if name == "penalty":
                 # What is learned with a fixed lambda has any speed-up: the masses are scaled to this one.
                 budget = Budget(searched.model.config, speedup, data.tune["length"])
                 searched.model.set_retention(budget.reach(searched.masses))
+            own = training(args, f"{name} {speedup:g} final", **{"speedup": speedup, **fields})
             step = retrain(searched.model, data, own, teacher=path)
             final, tuning, reported = step.model, step.tuning, step.metrics
         done[f"{name} {speedup:g}"] = outcome(final, base, data, tuning, reported)
@@ -165,8 +172,8 @@ def check_targets(folder: Path, data: TaskData, args: PoWERTrainingArguments, do
         for times in (0.5, 2.0):
             if f"{speedup:g} at {times:g}" in done:
                 continue
-            own = copy.copy(args)
-            own.speedup, own.num_train_epochs = speedup, times * args.num_train_epochs
+            key = f"{speedup:g} at {times:g}"
+            own = training(args, key, speedup=speedup, num_train_epochs=times * args.num_train_epochs)
             found = search_configuration(folder / "fine_tuned", data, own).model.config
             done[f"{speedup:g} at {times:g}"] = {
                 "asked": speedup,

@@ -120,12 +120,14 @@ def test_refined_masses_lose_less_at_the_same_cost(host, unit, missed):
         kept = torch.tensor(config).double() / (64 if unit == "words" else 1)
         return (-worth * kept.log()).sum().item()
 
-    refined, before, after = asked.refine(masses, loss)
+    weights, before, after = asked.refine(masses, loss)
     assert len(asked_for) == asked.trials
-    assert before == loss(asked.reach(masses.tolist()))
+    refined = retention.retention_mass(weights.double())
+    # Of the configuration that is read off the weights.
     assert after == loss(asked.reach(refined.tolist())) < before
+    assert before == pytest.approx(loss(asked.reach(masses.tolist())), abs=0.01)
     assert refined[missed] > masses[missed]
-    assert asked.cost(refined).item() == pytest.approx(0.5, abs=1e-6)
+    assert asked.cost(refined).item() == pytest.approx(0.5, rel=0.01)
 
 
 def test_masses_stay_as_they_are_where_every_other_loses_more(host):
@@ -134,7 +136,7 @@ def test_masses_stay_as_they_are_where_every_other_loses_more(host):
     masses = asked.hold(masses, 1.0)
     best = torch.tensor(asked.reach(masses.tolist()))
     for loss in (lambda config: (torch.tensor(config) - best).abs().sum().item(), lambda config: float("nan")):
-        torch.testing.assert_close(asked.refine(masses, loss)[0], masses, atol=1e-9, rtol=0)
+        assert torch.equal(asked.refine(masses, loss)[0], asked.ramp(masses).float())
 
 
 def test_what_a_mass_is_worth_is_set_against_what_it_costs(host):
@@ -143,11 +145,12 @@ def test_what_a_mass_is_worth_is_set_against_what_it_costs(host):
     masses = asked.hold(torch.tensor([64.0, 64.0, 20.0, 20.0, 20.0, 20.0]).double(), 1.0)
 
     def loss(config):
-        return -100 / asked.predicted(config)
+        return -100 / asked.predicted([64 * share for share in config])
 
-    refined, before, after = asked.refine(masses, loss)
+    weights, before, after = asked.refine(masses, loss)
+    assert len({loss([share] * 6) for share in (0.2, 0.4, 0.8)}) == 3
     assert after == pytest.approx(before, rel=0.01)
-    torch.testing.assert_close(refined, masses, atol=0, rtol=0.1)
+    torch.testing.assert_close(weights, asked.ramp(masses).float(), atol=0.01, rtol=0)
 
 
 def test_a_configuration_whose_loss_is_lost_is_passed_over(host):
@@ -165,8 +168,21 @@ def test_a_configuration_whose_loss_is_lost_is_passed_over(host):
 
 def test_masses_that_are_not_at_the_budget_are_brought_to_it(host):
     asked = make_budget(host, 2.0)
-    refined, _, _ = asked.refine(torch.full((6,), 60.0).double(), lambda config: 1.0)
-    assert asked.cost(refined).item() == pytest.approx(0.5, abs=1e-6)
+    weights, _, _ = asked.refine(torch.full((6,), 60.0).double(), lambda config: 1.0)
+    assert asked.cost(retention.retention_mass(weights.double())).item() == pytest.approx(0.5, rel=0.01)
+
+
+def test_a_search_whose_loss_is_lost_takes_any_other_that_is_not(host):
+    asked = make_budget(host, 2.0)
+    found = []
+
+    def loss(config):
+        found.append(-math.log(config[1]))
+        return found[-1] if len(found) > 1 else math.nan
+
+    _, before, after = asked.refine(torch.full((6,), 60.0).double(), loss)
+    assert math.isnan(before)
+    assert after == min(found[-3:])
 
 
 @pytest.mark.parametrize("speedup", [1.01, 100.0])

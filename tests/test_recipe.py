@@ -218,7 +218,7 @@ def test_a_model_that_gives_all_texts_one_label_is_pointed_out(host, inputs, tmp
     model.save_pretrained(tmp_path / "model")
     monkeypatch.setattr(recipe, "search_and_retrain", stop)
     assert cli.main(["train", *inputs, "--max-steps=1"]) == 2
-    assert "every text gets the same label" in capsys.readouterr().out
+    assert "which one answer to every text would reach (0.6667)" in capsys.readouterr().out
 
 
 def test_two_commands_do_not_share_a_folder(inputs, tmp_path, capsys):

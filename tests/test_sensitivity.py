@@ -70,7 +70,7 @@ def test_encoders_that_matter_less_keep_less():
 
 def test_divergence_and_unchanged_predictions_are_those_of_the_logits(host):
     model = host.make(num_labels=3)
-    compare = comparison(model, FEATURES, batch_size=2)
+    compare, answers = comparison(model, FEATURES, batch_size=2)
     same, divergence = compare([0.8, 0.4, 0.2])
     by_length = sorted(FEATURES, key=lambda row: len(row["input_ids"]))
 
@@ -81,6 +81,7 @@ def test_divergence_and_unchanged_predictions_are_those_of_the_logits(host):
     kept = distribution()
     model.set_retention(None)
     full = distribution()
+    torch.testing.assert_close(answers.softmax(dim=1), full)
     assert same.tolist() == (kept.argmax(1) == full.argmax(1)).tolist()
     assert divergence == pytest.approx((full * (full / kept).log()).sum(1).mean().item(), rel=1e-3)
     assert compare([1.0] * 3)[1] == pytest.approx(0, abs=1e-6)

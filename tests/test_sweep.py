@@ -58,7 +58,24 @@ def test_a_run_does_not_go_on_with_other_data(inputs, rows, tmp_path, capsys):
     assert "A run goes on with the data that it began with" in capsys.readouterr().err
 
 
-def test_the_fastest_within_a_drop_is_the_final_model(inputs, tmp_path, capsys):
+@pytest.fixture
+def unlike_one_answer(monkeypatch):
+    """A model of a few steps is no better than that."""
+    monkeypatch.setattr(sweep, "constant_metric", lambda data: -2.0)
+
+
+def test_a_drop_that_one_answer_to_everything_stays_within_is_refused(inputs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "search_and_retrain", lambda *args: pytest.fail("searched"))
+    monkeypatch.setattr(sweep, "constant_metric", lambda data: 0.0)
+    assert cli.main(["train", *inputs, "--max-drop=99"]) == 2
+    tuning = json.loads((tmp_path / "run" / "fine_tuned" / "step.json").read_text())["tuning"]
+    said = (
+        f"one answer to every text would lose, got 99 where that is {100 * tuning['accuracy']:.2f} points of accuracy"
+    )
+    assert said in capsys.readouterr().err
+
+
+def test_the_fastest_within_a_drop_is_the_final_model(inputs, tmp_path, capsys, unlike_one_answer):
     """A drop of 100 points lets everything pass."""
     assert cli.main(["train", *inputs, "--max-drop=100"]) == 0
     run = tmp_path / "run"
@@ -71,7 +88,7 @@ def test_the_fastest_within_a_drop_is_the_final_model(inputs, tmp_path, capsys):
     assert capsys.readouterr().out.count("points of accuracy on the tuning split") == len(tried)
 
 
-def test_where_nothing_is_good_enough_it_says_what_was_tried(inputs, tmp_path, capsys, monkeypatch):
+def test_where_nothing_is_good_enough_it_says_what_was_tried(inputs, tmp_path, capsys, monkeypatch, unlike_one_answer):
     def worse(*args):
         return {"tuning": {"base": 0.9, "final": 0.8}}
 
@@ -84,7 +101,7 @@ def test_where_nothing_is_good_enough_it_says_what_was_tried(inputs, tmp_path, c
     assert "a row of the tuning split counts 16.7 points, more than the 1 that may be lost" in said
 
 
-def test_another_drop_in_the_same_folder_chooses_anew(inputs, tmp_path, monkeypatch):
+def test_another_drop_in_the_same_folder_chooses_anew(inputs, tmp_path, monkeypatch, unlike_one_answer):
     """Twice as fast loses nothing, anything faster 10 points."""
     searched = sweep.search_and_retrain
     losses = itertools.chain([0.0], itertools.repeat(0.1))

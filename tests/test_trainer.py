@@ -505,20 +505,22 @@ class Seen:
 
 
 def test_masses_are_refined_on_rows_drawn_at_random(dataset, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr("powerbert_hf.trainer._REFINED_ROWS", 12)
+    monkeypatch.setattr("powerbert_hf.trainer._REFINED_ROWS", 16)
     ids = [[5] * length for length in range(2, 42)]
     many = Dataset.from_dict({"input_ids": ids, "labels": [0, 1] * 20})
     fields = {"speedup": 2.0, "max_steps": 2, "train_sampling_strategy": "group_by_length"}
+    fields["per_device_train_batch_size"] = 2
     seen = []
     for name in ("one", "other"):
         trainer = make_trainer(Host("bert").make(**SOFT), many, tokenizer, tmp_path / name, **fields)
         rows = Seen(trainer.model).rows
         trainer.train()
-        assert len(rows) == 2 * trainer._budget.trials
-        assert rows[:2] * trainer._budget.trials == rows
-        seen.append(rows)
-    # Grouped by length, each batch would hold neighbours and the first the longest of all.
-    assert all(max(batch) - min(batch) > 10 for batch in seen[0])
+        assert len(rows) == 8 * trainer._budget.trials
+        assert rows[:8] * trainer._budget.trials == rows
+        seen.append(rows[:8])
+    # Grouped by length, each batch would hold near neighbours, and the first one the longest of all.
+    assert sum(max(batch) - min(batch) for batch in seen[0]) / 8 > 8
+    assert 41 not in seen[0][0]
     assert seen[0] == seen[1]
 
 

@@ -43,6 +43,8 @@ _RAMP = 0.25
 # Change of a mass's logarithm that tells what it is worth, and the largest ones that are tried after that.
 _NUDGE = 0.15
 _MOVES = (0.1, 0.2, 0.35)
+# Share of the gains that an exchange must be worth to be one.
+_NOTHING = 1e-6
 
 
 class Budget:
@@ -181,14 +183,20 @@ class Budget:
         Each mass is nudged both ways to see what it is worth, then all are moved against that, by as much as helps.
 
         Args:
-            masses: (L,) in float64, at the budget.
+            masses: (L,) in float64.
             loss: of a configuration, on weights that are used to one like it.
 
         Returns:
-            (L,) masses at the budget, the loss before, and the loss of these.
+            (L, R) a `ramp` of masses at the budget in float32, the loss before, and the loss of these.
         """
-        masses = self.hold(masses, 1.0)
-        before = loss(self.reach(masses.tolist()))
+
+        def held(masses: Tensor) -> tuple[Tensor, Tensor, float]:
+            # The configuration is read off the weights, whose masses are not quite those that they were made for.
+            weights = self.ramp(self.hold(masses, 1.0)).float()
+            masses = retention_mass(weights.double())
+            return weights, masses, loss(self.reach(masses.tolist()))
+
+        kept, masses, before = held(masses)
         gain, price = torch.zeros_like(masses), torch.full_like(masses, _FLAT)
         for encoder in range(len(masses) - 1):
             losses, costs = [], []
@@ -202,15 +210,14 @@ class Budget:
             gain[encoder] = losses[0] - losses[1]
             price[encoder] += costs[0] - costs[1]
         # A configuration whose loss is not finite says nothing.
-        away = _exchanged(gain.nan_to_num(0.0, 0.0, 0.0), price)
-        away /= away.abs().max().clamp(min=_FLAT)
-        moved = [self.hold(masses * torch.exp(-by * away), 1.0) for by in _MOVES]
-        losses = [loss(self.reach(one.tolist())) for one in moved]
+        gain = gain.nan_to_num(0.0, 0.0, 0.0)
+        away = _exchanged(gain, price)
+        # What is left of gains where no exchange helps is no direction.
+        away /= max(away.abs().max().item(), _NOTHING * gain.abs().max().item(), _FLAT)
+        tried = [held(masses * torch.exp(-by * away)) for by in _MOVES]
         # Nor is it better than any other.
-        after, best = min(
-            zip(losses, moved, strict=True), key=lambda one: one[0] if math.isfinite(one[0]) else math.inf
-        )
-        return (best, before, after) if after < before else (masses, before, before)
+        best, _, after = min(tried, key=lambda one: one[2] if math.isfinite(one[2]) else math.inf)
+        return (best, before, after) if math.isfinite(after) and not after >= before else (kept, before, before)
 
     def reach(self, masses: Sequence[float]) -> list[int] | list[float]:
         """Scale masses until the predicted speed-up of their configuration is as near as can be to the one asked for.
@@ -233,7 +240,7 @@ class Budget:
 
 
 def _exchanged(gain: Tensor, price: Tensor) -> Tensor:
-    """(L,): gains less the constraint's multiplier times prices; along it the cost does not change."""
+    """(L,): gains less the constraint's multiplier times prices: zeros where no exchange gains anything."""
     return gain - price * (gain.sum() / price.sum())
 
 

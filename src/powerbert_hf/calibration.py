@@ -26,6 +26,7 @@ import torch
 from scipy.stats import binomtest
 from transformers import PreTrainedModel
 
+from .agreement import commonest
 from .benchmark import Features
 from .checkpoint import hub_id, load_classifier, load_tokenizer
 from .cost import predicted_speedup
@@ -49,7 +50,8 @@ class Candidate:
         retention_config: L fractions.
         predicted_speedup: stock's multiply-accumulates over this configuration's, on all texts.
         agreement: share of texts whose prediction is that of the model at full retention.
-        bound: the agreement's lower bound, one-sided at 95 % confidence.
+        bound: the agreement's lower bound, one-sided at 95 % confidence, had this configuration alone been tested; of
+            the one that is chosen no more than the target is shown.
     """
 
     retention_config: list[float]
@@ -147,17 +149,18 @@ def calibrate(
         say: told what is going on, a line at a time.
 
     Raises:
-        ValueError: for a model or an agreement that cannot be calibrated, or for too few inputs; the model stays as
-            it was.
+        ValueError: for a model or an agreement that cannot be calibrated, for too few inputs, or where one answer to
+            all of them would do; the model stays as it was.
     """
     check_model(model.config)
     needed = texts_needed(agreement)
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     if len(features) < needed:
+        best = (1 - _CONFIDENCE) ** (1 / max(1, len(features) - len(features) // 2))
         raise ValueError(
             f"To show an agreement of {agreement:g}, at least {needed} texts are needed, got {len(features)}; pass "
-            "more, or ask for a lower `agreement`."
+            f"more, or ask for a lower `agreement`: {best:.3f} would need all predictions to stay."
         )
     model.eval()
     first, second = ([features[row] for row in rows] for rows in divide(len(features), seed))
@@ -166,7 +169,14 @@ def calibrate(
     unit = model.config.retention_unit
     try:
         path = search_path(model, first, batch_size, bf16, say)
-        compare = comparison(model, second, batch_size, bf16)
+        compare, answers = comparison(model, second, batch_size, bf16)
+        alike = commonest(answers, model.config.problem_type)
+        if agreement_bound(alike, len(second)) >= agreement:
+            raise ValueError(
+                f"`agreement` must be more than one answer to every text would reach, got {agreement:g} where "
+                f"{alike / len(second):.2%} of the predictions are the same; ask for more than that, or pass texts of "
+                "which more have another prediction."
+            )
         for config in (point.retention_config for point in path):
             same, _ = compare(config)
             share, bound = same.double().mean().item(), agreement_bound(int(same.sum()), len(second))
@@ -240,7 +250,7 @@ def calibrate_folder(
                 metric={
                     "name": "agreement",
                     "final": found.chosen.agreement,
-                    "bound": found.chosen.bound,
+                    "bound": found.target,
                     "inputs": found.tested,
                     "seed": seed,
                 },
@@ -257,8 +267,8 @@ def format_calibration(found: Calibration) -> str:
     return (
         f"retention_config {_spelled(chosen.retention_config)} (of an input)\n"
         f"{chosen.predicted_speedup:.2f}x fewer multiply-accumulates than stock on inputs of these lengths\n"
-        f"{chosen.agreement:.2%} of {found.tested} predictions are those at full retention, at least "
-        f"{chosen.bound:.2%} at 95 % confidence\n"
+        f"{chosen.agreement:.2%} of {found.tested} predictions are those at full retention; shown for texts like "
+        f"these, at 95 % confidence: at least {found.target:.4g}\n"
         f"{len(found.tried)} configurations tested, searched on {found.searched} other texts; {ended}"
     )
 

@@ -65,8 +65,10 @@ class HoldBudget(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Turn the step of the weights into one of the masses."""
-        # Upstream takes a step more, at a rate of 0, where a training is resumed at its end.
         if state.global_step >= state.max_steps:
+            # Upstream takes a step more where a training is resumed at its end.
+            with torch.no_grad():
+                self.weights.copy_(self.before)
             return
         finite_masses(self.weights)
         growth = (self.weights.detach().double().cpu() - self.before)[:, -1]

@@ -223,7 +223,7 @@ def prepare_data(
         expected, as_places = of_task or named_labels(config), bool(of_task)
     found = read_labels(train, held_out, columns, expected, measure_only, as_places)
     train_labels, eval_labels, names, problem_type = found
-    if not measure_only:
+    if not measure_only and len(columns) == 1:
         warn_of_doubtful(columns[0], train[columns[0]], train_labels, names)
     known = METRICS[problem_type]
     if task is not None and task.metric in METRICS["regression"] and problem_type != "regression":
@@ -231,6 +231,8 @@ def prepare_data(
     metric = metric or (task.metric if task and task.metric in known else known[0])
     if metric not in known:
         raise ValueError(f"`--metric` must be one of {', '.join(known)} for these labels, got {metric!r}.")
+    if metric == "f1" and len(names) == 2 and not of_task:
+        logger.info("f1 is that of the label %r", names[1])
     drawn = np.random.default_rng(seed).permutation(len(held_out))[:max_eval_samples]
     wanted = [(held_out, eval_labels, drawn)]
     if not measure_only:

@@ -51,7 +51,8 @@ def read_labels(
             of names, of class numbers, or of one 0 or 1 per class (all as long) are several labels a text, and so are
             several columns of 0 and 1, one per class.
         names: the classes in the order of the model or the task, which holds if the data has no others.
-        as_places: whole numbers that are not names themselves are places in that order.
+        as_places: the model knows all of them: whole numbers that are not names themselves are places in that order,
+            and the training split need not hold each.
         measure_only: nothing is trained, so one of the classes that the model knows is enough.
 
     Returns:
@@ -198,8 +199,9 @@ def _numbers_in(found: Sequence[Any], names: Sequence[str], as_places: bool) -> 
     for spell in (str, lambda value: str(value).lower()):
         places = {spell(name): place for place, name in enumerate(names)}
         if len(places) == len(names) and all(spell(value) in places for value in found):
-            return {value: places[spell(value)] for value in found}
+            # Also classes that the training split happens to lack.
+            lacking = places if as_places else {}
+            return {**lacking, **{value: places[spell(value)] for value in found}}
     if as_places and all(isinstance(value, int) and 0 <= value < len(names) for value in found):
-        # Also classes that the training split happens to lack.
         return {place: place for place in range(len(names))}
     return None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import EvalPrediction, PreTrainedModel
 
 from .benchmark import benchmark, hardware
 from .budget import Budget
@@ -138,10 +138,37 @@ def first_step(
 
     train = measured if fine_tuned else lambda step_args: fine_tune(model, data, step_args)
     record = _step(root, "fine_tuned", train, data, args, say, "measuring" if fine_tuned else "training")
-    # Exactly zero where all answers are one; of the tuning split, since somebody may choose by what is said here.
-    if record["tuning"].get("matthews_correlation") == 0.0 and len(set(data.tune["labels"])) > 1:
-        say("fine_tuned: every text gets the same label, so no word matters; train longer or at another rate")
+    # Of the tuning split, since somebody may choose by what is said here.
+    found, constant = record["tuning"], constant_metric(data)
+    if found[data.metric] <= constant:
+        say(
+            f"fine_tuned: {data.metric} is {found[data.metric]:.4g}, which one answer to every text would reach "
+            f"({constant:.4g}); train longer or at another rate, or take another `--metric`"
+        )
+    if fine_tuned and data.problem_type == "regression" and found["loss"] > np.var(data.tune["labels"]):
+        say(
+            "fine_tuned: the model's numbers are farther from the labels than the labels' mean is; if they are on "
+            "another scale, scale the labels, or keep the model's by `--distillation 1`"
+        )
     return root / "fine_tuned"
+
+
+def constant_metric(data: TaskData) -> float:
+    """What the best of models would reach on the tuning split that give every text the same answer.
+
+    Args:
+        data: from `data.prepare_data`; its metric counts.
+    """
+    if data.problem_type == "regression":
+        return 0.0
+    labels = np.array(data.tune["labels"])
+    if data.problem_type == "multi_label_classification":
+        answers = [labels.mean(axis=0) > 0.5, np.ones(labels.shape[1])]
+    else:
+        answers = [np.arange(len(data.label_names)) == label for label in np.unique(labels)]
+    # Logits, of which those below 0 say no.
+    wanted = (np.tile(2.0 * answer - 1, (len(labels), 1)) for answer in answers)
+    return max(data.compute_metrics(EvalPrediction(logits, labels))[data.metric] for logits in wanted)
 
 
 def search_and_retrain(

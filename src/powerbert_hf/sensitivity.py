@@ -90,7 +90,7 @@ def check_model(config: Any) -> None:
 
 def comparison(
     model: PreTrainedModel, features: Features, batch_size: int = 32, bf16: bool = False
-) -> Callable[[Sequence[float]], tuple[Tensor, float]]:
+) -> tuple[Callable[[Sequence[float]], tuple[Tensor, float]], Tensor]:
     """Compare a model's answers under any configuration with those at full retention.
 
     Args:
@@ -101,7 +101,7 @@ def comparison(
 
     Returns:
         A function of a configuration in fractions, which the model has afterwards: whose prediction is the same, (N,)
-        booleans from the shortest input to the longest, and the divergence.
+        booleans from the shortest input to the longest, and the divergence. And the logits at full retention.
 
     Raises:
         ValueError: for a model that does not answer with finite logits.
@@ -124,7 +124,7 @@ def comparison(
         divergence = kl_div(given, wanted, log_target=True, reduction="sum")
         return unchanged(found, expected, config.problem_type), divergence.item() / len(expected)
 
-    return compare
+    return compare, expected
 
 
 def search_path(
@@ -164,7 +164,7 @@ def search_path(
 
     model.eval()
     try:
-        compare = comparison(model, features, batch_size, bf16)
+        compare, _ = comparison(model, features, batch_size, bf16)
         measured = np.zeros((last, 1 + len(_MEASURED)))
         for encoder in range(last):
             for place, share in enumerate(_MEASURED, start=1):

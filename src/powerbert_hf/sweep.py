@@ -16,7 +16,15 @@ from .checkpoint import load_classifier
 from .data import TaskData
 from .files import whole_folder, write_json
 from .processes import on_main
-from .recipe import RecipeResult, check_speedups, first_step, search_and_retrain, timed_features
+from .recipe import (
+    RecipeResult,
+    check_speedups,
+    constant_metric,
+    first_step,
+    read_step,
+    search_and_retrain,
+    timed_features,
+)
 from .retention import RetentionUnit
 from .trainer import PoWERTrainingArguments
 
@@ -116,6 +124,13 @@ def fastest_within(
     if point > max_drop:
         say(f"a row of the tuning split counts {point:.1f} points, more than the {max_drop:g} that may be lost")
     base = first_step(model, data, args, root, fine_tuned, say)
+    most = 100 * (read_step(base)["tuning"][data.metric] - constant_metric(data))
+    if most <= max_drop:
+        raise ValueError(
+            f"`max_drop` must be less than one answer to every text would lose, got {max_drop:g} where that is "
+            f"{most:.2f} points of {data.metric} on the tuning split; allow less, take another `--metric`, or train "
+            "longer into another folder."
+        )
     tried: dict[float, float] = {}
     reports = {}
     while (speedup := next_speedup(tried, max_drop, lowest, highest)) is not None:

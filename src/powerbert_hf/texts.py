@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Texts of a file, which of its columns they are in, and the inputs that a tokenizer makes of them."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from datasets import Dataset, IterableDataset
 from .checkpoint import reading
 from .rows import REPAIR, check_table, dataset_reader
 from .tasks import Task
+
+# Bytes of json that are read at once, where it is the whole file.
+_WHOLE = 2**31 - 1
 
 
 def read_file(path: str, lines: bool = False, streaming: bool = False) -> Dataset | IterableDataset:
@@ -29,13 +33,22 @@ def read_file(path: str, lines: bool = False, streaming: bool = False) -> Datase
     reader, options = dataset_reader(path, lines)
     if not streaming:
         check_table(path)
-    try:
-        with reading(path, REPAIR):
-            return datasets.load_dataset(reader, split="train", streaming=streaming, **options)
-    except ValueError as error:
-        if "corresponds to no data" not in str(error):
-            raise
-        raise ValueError(f"{path} must hold rows, got none; pass a file with rows.") from error
+    # What type a column has, `datasets` tells by its first rows. Where others do not fit, all are read at once.
+    whole: dict[str, dict[str, Any]] = {
+        "csv": {"chunksize": sys.maxsize, "engine": "python"},
+        "json": {"chunksize": _WHOLE},
+    }
+    ways = [options, {**options, **whole[reader]}] if reader in whole and not streaming else [options]
+    for last, way in enumerate(ways, start=1 - len(ways)):
+        try:
+            with reading(path, REPAIR):
+                return datasets.load_dataset(reader, split="train", streaming=streaming, **way)
+        except ValueError as error:
+            if "corresponds to no data" in str(error):
+                raise ValueError(f"{path} must hold rows, got none; pass a file with rows.") from error
+            if last == 0:
+                raise
+    raise AssertionError
 
 
 def choose_texts(

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modelcard import TrainingSummary
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import has_length
+from transformers.trainer_utils import get_last_checkpoint, has_length
 from transformers.utils import logging
 
 from .agreement import log_probabilities
@@ -39,7 +39,7 @@ from .stopping import Terminated
 
 logger = logging.get_logger(__name__)
 
-# Training rows, at least, that tell where word-vectors are worth most when a search has ended.
+# Training rows, if there are as many, that tell where word-vectors are worth most when a search has ended.
 _REFINED_ROWS = 1024
 
 
@@ -172,8 +172,8 @@ class PoWERTrainer(Trainer):
     on. They reach TensorBoard, trackio and W&B as any scalar that `Trainer` logs.
 
     A search for `args.speedup` that has come to its last step ends with [`Budget.refine`], on training rows drawn at
-    random and the weights that it has trained: `refined_from` and `refined_to` in the log are the losses before and
-    after. The checkpoint of the last step, and what is logged with it, are from before.
+    random (the first ones of a stream) and the weights that it has trained: `refined_from` and `refined_to` in the log
+    are the losses before and after. The checkpoint of the last step, and what is logged with it, are from before.
 
     Args:
         args: for `Trainer`.
@@ -185,6 +185,8 @@ class PoWERTrainer(Trainer):
     Raises:
         ValueError: for other training arguments, for retention weights that are frozen, not float32 or would be
             sharded, or for a speed-up that cannot be reached; in training, where the loss is no longer finite.
+        Terminated: in training, where a process was told to leave (`accelerator.set_trigger`) while masses were
+            refined.
     """
 
     def __init__(
@@ -302,20 +304,21 @@ class PoWERTrainer(Trainer):
     def _refine(self) -> None:
         budget, model, config = self._budget, self.model, self.model.config
         batches = self._batches_to_refine_on()
-        least = self.accelerator.gather(torch.tensor([len(batches)], device=self.args.device)).min().item()
+        least = int(self.accelerator.gather(torch.tensor([len(batches)], device=self.args.device)).min())
         if budget is None or least == 0:
             logger.warning("The masses are left as they were learned: no training rows are left to refine them on")
             return
+        # As many in every process, since losses are summed over all of them.
+        batches = batches[:least]
         wanted = [self._teachers_answers(inputs) for inputs in batches]
         silent = self.args.disable_tqdm or not self.is_local_process_zero()
         progress = tqdm(total=budget.trials, desc="refine", disable=silent, leave=False)
 
         def loss(entries: Sequence[float]) -> float:
             if self.accelerator.check_trigger():
-                raise Terminated(
-                    "told to leave while the masses were refined; the same command goes on from the checkpoint in "
-                    f"{self.args.output_dir}"
-                )
+                last = get_last_checkpoint(self.args.output_dir)
+                goes_on = f"the same command goes on from {last}" if last else "no checkpoint had been written"
+                raise Terminated(f"told to leave while the masses were refined; {goes_on}")
             config.retention_config = list(entries)
             losses = []
             for inputs, answers in zip(batches, wanted, strict=True):
@@ -330,15 +333,16 @@ class PoWERTrainer(Trainer):
             return self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
 
         masses = retention_mass(model.retention_weights.detach().double().cpu())
+        mode, kept, training = config.retention_mode, config.retention_config, model.training
         config.retention_mode = "hard"
         model.eval()
         try:
             with torch.no_grad():
-                masses, before, after = budget.refine(masses, loss)
-                model.retention_weights.copy_(budget.ramp(masses))
+                weights, before, after = budget.refine(masses, loss)
+                model.retention_weights.copy_(weights)
         finally:
-            config.retention_mode, config.retention_config = "soft", None
-            model.train()
+            config.retention_mode, config.retention_config = mode, kept
+            model.train(training)
             progress.close()
         self.log({"refined_from": before, "refined_to": after})
 
