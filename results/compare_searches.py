@@ -170,12 +170,12 @@ def check_targets(folder: Path, data: TaskData, args: PoWERTrainingArguments, do
     """Search for several speed-ups with fewer and more steps."""
     for speedup in TARGETS:
         for times in (0.5, 2.0):
-            if f"{speedup:g} at {times:g}" in done:
-                continue
             key = f"{speedup:g} at {times:g}"
+            if key in done:
+                continue
             own = training(args, key, speedup=speedup, num_train_epochs=times * args.num_train_epochs)
             found = search_configuration(folder / "fine_tuned", data, own).model.config
-            done[f"{speedup:g} at {times:g}"] = {
+            done[key] = {
                 "asked": speedup,
                 "epochs": own.num_train_epochs,
                 "tuning": predicted_speedup(found, torch.tensor(data.tune["length"])),

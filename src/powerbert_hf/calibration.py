@@ -157,7 +157,7 @@ def calibrate(
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     if len(features) < needed:
-        best = (1 - _CONFIDENCE) ** (1 / max(1, len(features) - len(features) // 2))
+        best = (1 - _CONFIDENCE) ** (1 / max(1, len(divide(len(features), seed)[1])))
         raise ValueError(
             f"To show an agreement of {agreement:g}, at least {needed} texts are needed, got {len(features)}; pass "
             f"more, or ask for a lower `agreement`: {best:.3f} would need all predictions to stay."
@@ -168,7 +168,6 @@ def calibrate(
     tried: list[Candidate] = []
     unit = model.config.retention_unit
     try:
-        path = search_path(model, first, batch_size, bf16, say)
         compare, answers = comparison(model, second, batch_size, bf16)
         alike = commonest(answers, model.config.problem_type)
         if agreement_bound(alike, len(second)) >= agreement:
@@ -177,6 +176,8 @@ def calibrate(
                 f"{alike / len(second):.2%} of the predictions are the same; ask for more than that, or pass texts of "
                 "which more have another prediction."
             )
+        model.set_retention(None, unit=unit)
+        path = search_path(model, first, batch_size, bf16, say)
         for config in (point.retention_config for point in path):
             same, _ = compare(config)
             share, bound = same.double().mean().item(), agreement_bound(int(same.sum()), len(second))

@@ -119,7 +119,8 @@ def search_configuration(
         args = copy.copy(args)
         args.load_best_model_at_end = False
         # Else the last checkpoint would be removed, before masses are refined, and the best one be kept.
-        args.metric_for_best_model = None if args.save_strategy != "best" else args.metric_for_best_model
+        if args.save_strategy != "best":
+            args.metric_for_best_model = None
     trainer = _trainer(soft, data, args, teacher=_teacher(model, args), lengths=data.tune["length"])
     _run(trainer)
     masses = retention_mass(soft.retention_weights.detach()).tolist()

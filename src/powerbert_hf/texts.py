@@ -15,8 +15,11 @@ from .checkpoint import reading
 from .rows import REPAIR, check_table, dataset_reader
 from .tasks import Task
 
-# Bytes of json that are read at once, where it is the whole file.
-_WHOLE = 2**31 - 1
+# How a reader of `datasets` takes a file as one piece, however long it is; json counts bytes.
+_AT_ONCE: dict[str, dict[str, Any]] = {
+    "csv": {"chunksize": sys.maxsize, "engine": "python"},
+    "json": {"chunksize": 2**31 - 1},
+}
 
 
 def read_file(path: str, lines: bool = False, streaming: bool = False) -> Dataset | IterableDataset:
@@ -33,22 +36,23 @@ def read_file(path: str, lines: bool = False, streaming: bool = False) -> Datase
     reader, options = dataset_reader(path, lines)
     if not streaming:
         check_table(path)
-    # What type a column has, `datasets` tells by its first rows. Where others do not fit, all are read at once.
-    whole: dict[str, dict[str, Any]] = {
-        "csv": {"chunksize": sys.maxsize, "engine": "python"},
-        "json": {"chunksize": _WHOLE},
-    }
-    ways = [options, {**options, **whole[reader]}] if reader in whole and not streaming else [options]
-    for last, way in enumerate(ways, start=1 - len(ways)):
-        try:
-            with reading(path, REPAIR):
-                return datasets.load_dataset(reader, split="train", streaming=streaming, **way)
-        except ValueError as error:
-            if "corresponds to no data" in str(error):
-                raise ValueError(f"{path} must hold rows, got none; pass a file with rows.") from error
-            if last == 0:
-                raise
-    raise AssertionError
+    try:
+        return _load(path, reader, streaming, options)
+    except ValueError:
+        if streaming or reader not in _AT_ONCE:
+            raise
+        # What type a column has, `datasets` tells by its first rows, and later ones need not fit.
+        return _load(path, reader, streaming, {**options, **_AT_ONCE[reader]})
+
+
+def _load(path: str, reader: str, streaming: bool, options: dict[str, Any]) -> Dataset | IterableDataset:
+    try:
+        with reading(path, REPAIR):
+            return datasets.load_dataset(reader, split="train", streaming=streaming, **options)
+    except ValueError as error:
+        if "corresponds to no data" not in str(error):
+            raise
+        raise ValueError(f"{path} must hold rows, got none; pass a file with rows.") from error
 
 
 def choose_texts(

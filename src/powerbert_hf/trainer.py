@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -231,7 +232,7 @@ class PoWERTrainer(Trainer):
             self._predicted = self._budget.predicted
             self.add_callback(HoldBudget(self._budget))
             # Before those that report to a tracker, and close it or upload the model as the training ends.
-            self.callback_handler.callbacks.insert(0, RefineMasses(self._refine))
+            self.callback_handler.callbacks.insert(0, RefineMasses(partial(self._refine, self._budget)))
 
     @property
     def retention_config(self) -> list[int] | list[float]:
@@ -301,16 +302,17 @@ class PoWERTrainer(Trainer):
                     group["lr"] = (2.0 if self._budget is None else LEARNING_RATE) / num_training_steps
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def _refine(self) -> None:
-        budget, model, config = self._budget, self.model, self.model.config
+    def _refine(self, budget: Budget) -> None:
+        model, config = self.model, self.model.config
         batches = self._batches_to_refine_on()
         least = int(self.accelerator.gather(torch.tensor([len(batches)], device=self.args.device)).min())
-        if budget is None or least == 0:
+        if least == 0:
             logger.warning("The masses are left as they were learned: no training rows are left to refine them on")
             return
         # As many in every process, since losses are summed over all of them.
         batches = batches[:least]
         wanted = [self._teachers_answers(inputs) for inputs in batches]
+        items = [self._get_num_items_in_batch([inputs], self.args.device) for inputs in batches]
         silent = self.args.disable_tqdm or not self.is_local_process_zero()
         progress = tqdm(total=budget.trials, desc="refine", disable=silent, leave=False)
 
@@ -321,12 +323,11 @@ class PoWERTrainer(Trainer):
                 raise Terminated(f"told to leave while the masses were refined; {goes_on}")
             config.retention_config = list(entries)
             losses = []
-            for inputs, answers in zip(batches, wanted, strict=True):
-                items = self._get_num_items_in_batch([inputs], self.args.device)
+            for inputs, answers, count in zip(batches, wanted, items, strict=True):
                 with self.compute_loss_context_manager():
                     # Upstream takes the labels out where it smooths them.
                     found, outputs = self.compute_loss(
-                        model, dict(inputs), return_outputs=True, num_items_in_batch=items
+                        model, dict(inputs), return_outputs=True, num_items_in_batch=count
                     )
                     losses.append(self._with_teacher(found, outputs, answers).float())
             progress.update()
