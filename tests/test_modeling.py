@@ -92,28 +92,19 @@ def test_left_padding_keeps_position_0_and_all_real_ones_that_are_to_stay(host):
     assert kept[0].shape == (1, 3)
 
 
-def flex_is_right(host, batch):
-    """Whether stock's is, at the widths that the model below goes through: on some CPUs torch's own ends in NaN."""
-    stock = host.make_stock()
-    for width in (12, 8, 5):
-        part, answers = {name: values[:, :width] for name, values in batch.items()}, []
-        for attention in ("eager", "flex_attention"):
-            stock.set_attn_implementation(attention)
-            answers.append(stock(**part).logits)
-        if not torch.allclose(*answers, atol=1e-5):
-            return False
-    return True
-
-
-# torch's own, from flex attention: what it imports, and a flag of its mask that transformers 5.23 still passes.
+# torch's own, from flex attention: what it imports, a flag of its mask that transformers 5.23 still passes, and
+# that it is not compiled.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning")
 @torch.no_grad()
 def test_every_backend_keeps_the_same_and_says_the_same(host, batch, unit):
     ours = host.make(**HARD[unit])
     answers = {}
-    for attention in ("eager", "sdpa", *(["flex_attention"] if flex_is_right(host, batch) else [])):
-        ours.set_attn_implementation(attention)
-        answers[attention] = ours(**batch, output_kept_positions=True)
+    # Flex attention in torch's reference: what it compiles for CPUs ends in NaN on some of them, stock's too.
+    with torch.compiler.set_stance("force_eager"):
+        for attention in ("eager", "sdpa", "flex_attention"):
+            ours.set_attn_implementation(attention)
+            answers[attention] = ours(**batch, output_kept_positions=True)
     for outputs in answers.values():
         torch.testing.assert_close(outputs.logits, answers["eager"].logits, atol=1e-5, rtol=0)
         for kept, wanted in zip(outputs.kept_positions, answers["eager"].kept_positions, strict=True):
