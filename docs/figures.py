@@ -40,7 +40,7 @@ def figures() -> dict[Path, str]:
     """What each file that is drawn should hold."""
     words, sweep, run = Explanation.from_dict(read("words.json")), read("sweep/sweep.json"), read_run(FILES / "run")
     kept, entries = run.report["word_vectors_kept"], run.report["retention_config"]
-    masses = dict(run_curves(run))["What the search leaves each encoder"]
+    masses = dict(run_curves(run))["What each encoder keeps in the search"]
     speeds = [json.loads((SPEED / f"bert-base-{name}.json").read_text(encoding="utf-8")) for name in LENGTHS]
     measurements = [one for found in speeds for one in found["measurements"]]
     before, start, rest = README.read_text(encoding="utf-8").partition("<!-- words:start -->\n```\n")

@@ -5,6 +5,7 @@ r"""Make a reranker faster: a cross-encoder that scores pairs of query and passa
 Takes a BERT or ALBERT cross-encoder with one label, and a csv file with the columns `query` and `passage`; without a
 file, a few pairs of its own. It says how well the faster model's ranking of each query's passages agrees with the
 original's, and how long both take, and saves a model that `CrossEncoder("faster")` loads after `import powerbert_hf`.
+It needs `pip install sentence-transformers`.
 
 The configuration is a guess. `powerbert train` learns one on your pairs, from a column of scores: a person's, or the
 original's own logits, which need nobody to label anything.

@@ -96,6 +96,8 @@ def table(rows: list[tuple[str, ...]]) -> str:
 def searches_table(name: str) -> str:
     """What searches are worth: means of differences, then the runs."""
     rows, said = getattr(searches, name)()
+    if len(rows) == 1:
+        return "Not measured yet."
     lines = "\n".join(f"* {line}" for line in said)
     return "\n\n".join(filter(None, (lines, table(rows))))
 

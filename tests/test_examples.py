@@ -79,6 +79,9 @@ def test_commands_in_readme_are_ones_that_the_parser_takes(monkeypatch):
         ("publish", arguments.PublishArguments, 3),
         ("find", arguments.FindArguments, 1),
         ("apply", arguments.ApplyArguments, 1),
+        ("predict", arguments.PredictArguments, 1),
+        ("export", arguments.ExportArguments, 2),
+        ("benchmark", arguments.BenchmarkArguments, 1),
     ):
         typed = re.findall(rf"^powerbert {command} (.*?)(?: +#.*)?$", text, flags=re.MULTILINE)
         assert len(typed) == number

@@ -114,7 +114,7 @@ def test_the_page_of_a_run_says_what_its_files_say(compared):
 def test_curves_hold_the_logs_and_the_speed_up_where_it_was_logged():
     run = read_run(FIGURES / "run")
     captions = [caption for caption, _ in run_curves(run)]
-    assert captions[:2] == ["Task loss of each step", "What the search leaves each encoder"]
+    assert captions[:2] == ["Task loss of each step", "What each encoder keeps in the search"]
     for row in run.steps["searched"]["history"]:
         row["predicted_speedup"] = 1.5
     assert len(run_curves(run)) > len([caption for caption in captions if "speed-up" not in caption])

@@ -115,7 +115,7 @@ def run_curves(run: Run) -> list[tuple[str, Canvas]]:
         masses += logged("searched", f"retention_mass_{encoder}", f"encoder {encoder}")
     if masses:
         pictures.append(
-            ("What the search leaves each encoder", draw_curves(masses, "Masses in the search", "step", "mass"))
+            ("What each encoder keeps in the search", draw_curves(masses, "Masses in the search", "step", "mass"))
         )
     for name, label in (("retention_penalty", "penalty"), ("predicted_speedup", "speed-up")):
         curves = logged("searched", name, label)

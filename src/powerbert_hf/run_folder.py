@@ -14,8 +14,9 @@ from typing import Any
 
 from .files import InUse, check_free, take, write_json
 
-# How many processes tokenise changes nothing, and steps that are finished serve another goal as well.
-_MAY_CHANGE = ("num_proc", "speedups", "max_drop", "plot")
+# How many processes tokenise, and when checkpoints are written, changes nothing; and steps that are finished serve
+# another goal as well.
+_MAY_CHANGE = ("num_proc", "speedups", "max_drop", "plot", "save_strategy", "save_steps", "save_total_limit")
 
 # What the steps leave there, each a model.
 _STEPS = ("fine_tuned", "searched", "final")

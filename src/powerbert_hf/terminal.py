@@ -144,7 +144,7 @@ def format_survival(found: Survival) -> str:
         Lines without a last line break.
     """
     encoders = [str(encoder) for encoder in range(1, len(found.all.left) + 1)]
-    head = ("share that leaves encoder", "of", *encoders, "mean depth")
+    head = ("share left after encoder", "of", *encoders, "mean depth")
     entries = found.retention_config
     config = []
     if entries is not None:
