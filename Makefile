@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
-# A test process for each core, and in each one thread: small models gain nothing from more.
-PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+# A test process for each core, and in each one thread: small models gain nothing from more. On a CPU, GPU or not:
+# `test-gpu` has that one to itself.
+PARALLEL := CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 .PHONY: demo test test-slow test-gpu test-wheel test-lowest faults fuzz conformance lint results cards figures pages \
 	format clean
@@ -22,7 +23,7 @@ test: $(VENV)/.installed  ## everything that is fast and needs no network
 	$(PARALLEL) -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed  ## minutes, and data that lies beside the project
-	$(BIN)/python -m pytest -m slow
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m slow
 
 test-gpu: $(VENV)/.installed  ## needs a CUDA device
 	$(BIN)/python -m pytest -m gpu

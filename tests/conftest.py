@@ -1,16 +1,25 @@
 """Small models and data that every test can have, offline."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Models this small only wait for each other's threads.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+if "TESTS_HOME" not in os.environ:
+    # Whatever somebody has in a cache of their own; the processes that a run of the tests starts share one.
+    os.environ["TESTS_HOME"] = os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="powerbert-tests-")
+    atexit.register(shutil.rmtree, os.environ["TESTS_HOME"], ignore_errors=True)
+    for name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_TOKEN"):
+        os.environ.pop(name, None)
 
 import logging
 import multiprocessing
 import socket
 
 import datasets
+import hypothesis
 import pytest
 import torch
 from transformers import (
@@ -30,6 +39,10 @@ import powerbert_hf as power
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 datasets.disable_progress_bars()
+
+# The same examples everywhere, however slow the machine is.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("tests")
 
 WORDS = "the a film was not good bad great awful plot cast long short and but very it that is of"
 WORDS = WORDS.split()

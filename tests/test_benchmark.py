@@ -132,11 +132,12 @@ def test_full_retention_may_be_off_by_what_stock_itself_is_off(host, batch, dtyp
     stock = ours.to_stock()
     found = agreement.compare(ours, stock, [batch])
     assert (found.rounding == 0) == (dtype == torch.float32)
-    assert found.at_full_retention <= 1e-5 + 2 * found.rounding
+    # Each is off from what is exact.
+    assert found.at_full_retention <= 1e-5 + 4 * found.rounding
     assert (ours.config.retention_config, ours.config.retention_unit) == (KEEP, "words")
     with torch.no_grad():
         largest = max(1.0, stock(**batch).logits.abs().max().item())
-        stock.classifier.bias.add_(4 * found.rounding + 2e-3 * largest)
+        stock.classifier.bias.add_(20 * found.rounding + 2e-3 * largest)
     with pytest.raises(ValueError, match="must answer as the stock model does, got logits that are"):
         agreement.compare(ours, stock, [batch])
     assert (ours.config.retention_config, ours.config.retention_unit) == (KEEP, "words")

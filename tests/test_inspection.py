@@ -118,7 +118,7 @@ def test_what_is_shown_is_what_the_model_keeps(model, pieces, text):
     for encoder_row, positions, in_line, in_page in zip(rows, kept, in_text[1:], page.rows[1:], strict=True):
         left = [what_is_left(word, set(positions)) for word in encoder_row]
         assert in_page == left
-        if "long" not in text and text != HOSTILE:
+        if text not in (TEXTS["long"], HOSTILE):
             assert in_line == [word for word in left if word.strip(GONE)]
     table = [row for row in page.cells if len(row) == 4][1:]
     assert [(int(place), int(leaves)) for place, _, leaves, _ in table] == list(enumerate(found.depths))

@@ -73,8 +73,9 @@ def test_an_example_has_the_same_logits_alone_and_in_any_padded_batch(host, batc
     torch.testing.assert_close(shuffled, together[order], atol=1e-5, rtol=0)
 
 
-def test_soft_logits_do_not_depend_on_the_batch_either(host, batch, unit):
-    ours = host.make(**SOFT[unit])
+@pytest.mark.parametrize("soft_extract", ["multiply", "hide"])
+def test_soft_logits_do_not_depend_on_the_batch_either(host, batch, unit, soft_extract):
+    ours = host.make(**SOFT[unit], retention_soft_extract=soft_extract)
     with torch.no_grad():
         ours.retention_weights.copy_(torch.linspace(1, 0, 10).expand(3, 10))
     together = ours(**batch).logits
@@ -240,13 +241,11 @@ def test_outputs_as_tuple_follow_the_fields(host, batch):
 
 
 def test_dtypes(host, batch, unit):
-    ours = host.make(**HARD[unit])
-    wanted = ours(**batch).logits
+    wanted = host.make(**HARD[unit])(**batch).logits
     for dtype, tolerance in ((torch.bfloat16, 0.3), (torch.float16, 0.1)):
-        found = ours.to(dtype)(**batch).logits
+        found = host.make(**HARD[unit]).to(dtype)(**batch).logits
         assert found.dtype == dtype
         assert (found.float() - wanted).abs().median() < tolerance
-        ours.float()
 
 
 def test_grouped_and_repeated_albert_layers():

@@ -17,6 +17,12 @@ FULL = {
     "soft words": {"retention_mode": "soft", "retention_length": 12},
     "soft fraction": {"retention_mode": "soft", "retention_length": 7, "retention_unit": "fraction"},
 }
+for mode in ("soft words", "soft fraction"):
+    FULL[f"{mode}, hidden"] = {**FULL[mode], "retention_soft_extract": "hide"}
+
+
+def assert_close(found, wanted, name):
+    torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=1e-4, msg=lambda said: f"{name}: {said}")
 
 
 def gradients(model, batch):
@@ -37,7 +43,7 @@ def test_full_retention_equals_stock_in_logits_and_gradients(host, batch, mode, 
     found = {name: gradient for name, gradient in found.items() if not name.endswith("retention_weights")}
     assert found.keys() == wanted.keys()
     for name, gradient in found.items():
-        torch.testing.assert_close(gradient, wanted[name], atol=TOLERANCE, rtol=1e-4, msg=name)
+        assert_close(gradient, wanted[name], name)
 
 
 @pytest.mark.parametrize("mode", ["words", "fraction"])
@@ -54,7 +60,7 @@ def test_extracting_all_word_vectors_changes_nothing(host, batch, mode, monkeypa
     torch.testing.assert_close(ours(**batch).logits, stock(**batch).logits, atol=TOLERANCE, rtol=0)
     wanted, found = gradients(stock, batch), gradients(ours, batch)
     for name, gradient in found.items():
-        torch.testing.assert_close(gradient, wanted[name], atol=TOLERANCE, rtol=1e-4, msg=name)
+        assert_close(gradient, wanted[name], name)
 
 
 @pytest.mark.parametrize("mode", FULL)

@@ -63,7 +63,7 @@ def ask(*options):
         return list(csv.DictReader(file)) if path.endswith("csv") else [json.loads(line) for line in file]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(0, 40), max_size=30),
     window=st.integers(1, 40),

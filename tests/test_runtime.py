@@ -10,6 +10,8 @@ from safetensors import SafetensorError
 
 from test_modeling import HARD, SOFT
 
+HIDDEN = {**SOFT["fraction"], "retention_soft_extract": "hide"}
+
 # torch's own, while it imports what tracing needs.
 TRACING = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 # Counts that fall to 1 for some lengths and not for others, that are 1, and that no input reaches.
@@ -134,7 +136,7 @@ def test_an_exported_base_model_hands_on_two_word_vectors_at_least(host):
         torch.testing.assert_close(longest, wanted.last_hidden_state[0], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("fields", [*HARD.values(), SOFT["fraction"]], ids=[*HARD, "soft"])
+@pytest.mark.parametrize("fields", [*HARD.values(), SOFT["fraction"], HIDDEN], ids=[*HARD, "soft", "hidden"])
 def test_threads_that_share_a_model_get_the_answers_of_one(host, fields):
     ours = host.make(**fields)
     asked = [padded_batch(5, 12), padded_batch(3, 6), padded_batch(2, 30), padded_batch(1, 1)]
@@ -219,7 +221,9 @@ def test_attention_implementation_is_chosen_at_load_and_on_a_live_model(host, ba
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    "fields", [*HARD.values(), *SOFT.values()], ids=["words", "fraction", "soft", "soft fraction"]
+    "fields",
+    [*HARD.values(), *SOFT.values(), HIDDEN],
+    ids=["words", "fraction", "soft", "soft fraction", "hidden"],
 )
 def test_half_precision_at_load_and_on_a_live_model(host, batch, tmp_path, fields, dtype):
     ours = host.make(**fields)

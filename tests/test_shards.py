@@ -197,7 +197,7 @@ def test_of_a_single_file_too(folder, capsys):
     assert "out.csv is there already" in capsys.readouterr().err
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kinds=st.lists(st.sampled_from([*REASONS, "good"]), max_size=30),
     window=st.integers(1, 40),

@@ -391,11 +391,18 @@ def test_who_takes_the_penalty_is_not_warned(host, batch, dataset, tokenizer, tm
 
 
 def test_hard_mode_trains_as_an_upstream_trainer_would(host, dataset, tokenizer, tmp_path):
-    model = host.make(retention_config=[0.6, 0.4, 0.2], retention_unit="fraction")
-    trainer = make_trainer(model, dataset, tokenizer, tmp_path, max_steps=3)
-    trainer.train()
-    assert "retention_penalty" not in trainer.state.log_history[0]
-    assert len(trainer.optimizer.param_groups) == 2
+    trained = []
+    for name in ("ours", "upstream"):
+        model = host.make(retention_config=[0.6, 0.4, 0.2], retention_unit="fraction")
+        trainer = make_trainer(model, dataset, tokenizer, tmp_path / name, max_steps=3)
+        if name == "upstream":
+            trainer = Trainer(model, trainer.args, trainer.data_collator, dataset, processing_class=tokenizer)
+        trainer.train()
+        assert "retention_penalty" not in trainer.state.log_history[0]
+        trained.append((trainer.state.log_history[0]["loss"], model.state_dict()))
+    (loss, ours), (upstream_loss, upstream) = trained
+    assert loss == upstream_loss
+    assert all(torch.equal(ours[name], weights) for name, weights in upstream.items())
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -413,7 +420,7 @@ def test_retention_weights_in_half_precision_are_refused(host, dataset, tokenize
 
 @pytest.mark.parametrize("field", [{"retention_lambda": -1.0}, {"retention_learning_rate": 0.0}])
 def test_unusable_arguments_are_refused(field, tmp_path):
-    with pytest.raises(ValueError, match="must"):
+    with pytest.raises(ValueError, match=f"`{next(iter(field))}` must"):
         PoWERTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **field)
 
 

@@ -37,37 +37,38 @@ def _collect():
     gc.collect()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+@pytest.fixture
+def folder(tmp_path):
     """Where all of them run; `bert-base-uncased` is a folder here, with a tokenizer that knows the reviews."""
     from conftest import SMALL as sizes
     from conftest import Host
 
-    folder = tmp_path_factory.mktemp("tutorial")
     words = sorted({word for text, _ in make_reviews(1500, np.random.default_rng(0)) for word in text.split()})
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     host = Host("bert")
     host.fields = {**sizes, "vocab_size": len(words) + 5, "max_position_embeddings": 128}
-    host.make_stock("stock_base").save_pretrained(folder / "bert-base-uncased")
+    host.make_stock("stock_base").save_pretrained(tmp_path / "bert-base-uncased")
     vocab = {word: n for n, word in enumerate([*special, *words])}
-    BertTokenizer(vocab=vocab, model_max_length=128).save_pretrained(folder / "bert-base-uncased")
-    return folder
+    BertTokenizer(vocab=vocab, model_max_length=128).save_pretrained(tmp_path / "bert-base-uncased")
+    return tmp_path
 
 
-@pytest.mark.parametrize(("language", "command"), list(commands()))
-def test_tutorial(language, command, folder, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
+def run(language, command):
     if language == "python":
         exec(compile(command, "tutorial.md", "exec"), {})
-        return
+        return 0
     program, name, *words = shlex.split(command)
     if program == "pip":
         assert words == ["powerbert_hf"]
-        return
+        return 0
     assert program == "powerbert"
-    assert cli.main([name, *words, *(SMALL if name in ("train", "sweep") else [])]) == 0, capsys.readouterr().err
+    return cli.main([name, *words, *(SMALL if name in ("train", "sweep") else [])])
 
 
-def test_tutorial_leaves_what_it_says(folder):
+def test_tutorial(folder, monkeypatch, capsys):
+    """One test, since each command needs what the ones before it leave."""
+    monkeypatch.chdir(folder)
+    for language, command in commands():
+        assert run(language, command) == 0, f"{command}: {capsys.readouterr().err}"
     for path in ("runs/reviews/report.html", "words.html", "sweep.html", "curve.svg", "answers.csv"):
         assert (folder / path).stat().st_size > 100

@@ -41,7 +41,7 @@ def finite_masses(retention_weights: Tensor) -> list[float]:
 class HoldBudget(TrainerCallback):
     """Learns masses that have a budget, which falls as the training goes on, rather than each weight by itself.
 
-    Once the budget is reached all weights of an encoder get one gradient, so that the optimizer moves them alike: by
+    From four tenths of the steps on, all weights of an encoder get one gradient, so the optimizer moves them alike: by
     the logarithm of the factor that its mass grows by. The masses are then brought to the budget and the weights made
     anew from them.
     """
