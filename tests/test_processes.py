@@ -13,8 +13,8 @@ import torch.distributed as dist
 from datasets import Dataset
 
 from conftest import Host, without_dropout
-from powerbert_hf import cli
-from powerbert_hf.processes import MainProcessFailed, first_of_each_machine, lengths_of_all, on_main
+from powerbert_hf import cli, processes
+from powerbert_hf.processes import MainProcessFailed, first_of_each_machine, lengths_of_all, on_main, others_needed
 from test_trainer import SOFT, make_trainer, rows_of_one_length
 
 
@@ -119,6 +119,27 @@ def test_processes_wait_for_each_other_longer_than_their_network_does(start, as_
     for process, log in zip(ranks, logs, strict=True):
         process.join()
         assert process.exitcode == 0, log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("said", "several", "gone"),
+    [
+        (
+            "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711",
+            True,
+            True,
+        ),
+        ("NCCL communicator was aborted on rank 1", True, True),
+        ("Connection reset by peer", True, True),
+        ("The size of tensor a (3) must match the size of tensor b (4)", True, False),
+        ("Connection closed by peer", False, False),
+    ],
+)
+def test_a_process_that_is_no_more_is_told_from_other_errors(monkeypatch, said, several, gone):
+    monkeypatch.setattr(processes, "in_processes", lambda: several)
+    with pytest.raises(ConnectionError if gone else RuntimeError) as error, others_needed():
+        raise RuntimeError(said)
+    assert ("Another process of this training is no more" in str(error.value)) == gone
 
 
 def train_as_rank(rank, argv, log):

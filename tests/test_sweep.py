@@ -138,6 +138,8 @@ def test_speed_ups_to_try_close_in_on_the_fastest_that_is_good_enough():
         assert len(tried) < 10
     good = max(speedup for speedup, drop in tried.items() if drop <= 1)
     assert 3.4 / 1.15 < good <= 3.4
+    # A metric that is no number is not good enough.
+    assert sweep.next_speedup({2.0: float("nan")}, 1.0, 1.2, 9.0) == pytest.approx((1.2 * 2) ** 0.5, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,152 @@
+"""The three steps as functions, with models as they are; and a training that is ended, from without or by its loss."""
+
+import os
+import signal
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
+
+from conftest import Host
+from powerbert_hf import PoWERTrainer, PoWERTrainingArguments, fine_tune, retrain, search_configuration
+from powerbert_hf.data import prepare_data
+from powerbert_hf.recipe import constant_metric, predicted_speedup
+from powerbert_hf.stopping import Terminated
+
+
+@pytest.fixture
+def stock():
+    return Host("bert").make_stock()
+
+
+@pytest.fixture
+def task(rows, tokenizer, stock):
+    return prepare_data(Dataset.from_list(rows), Dataset.from_list(rows[:16]), tokenizer, stock.config)
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    def arguments(folder="run", **fields):
+        defaults = {"max_steps": 4, "learning_rate": 1e-3, "use_cpu": True, "disable_tqdm": True, "logging_steps": 1}
+        return PoWERTrainingArguments(str(tmp_path / folder), **{**defaults, "distillation": 0.9, **fields})
+
+    return arguments
+
+
+def test_models_go_from_step_to_step_as_they_are(stock, task, arguments):
+    tuned = fine_tune(stock, task, arguments("1")).model
+    assert tuned.config.active_retention_mode == "off"
+    before = {name: weights.clone() for name, weights in tuned.state_dict().items()}
+    searched = search_configuration(tuned, task, arguments("2", speedup=1.5))
+    assert len(searched.masses) == 3
+    final = retrain(searched.model, task, arguments("3"), teacher=tuned)
+    assert final.model.config.retention_config == searched.model.config.retention_config
+    assert predicted_speedup(final.model.config, torch.tensor(task.tune["length"])) == pytest.approx(1.5, rel=0.1)
+    # A teacher is not trained, and the first step's model is not the second one's.
+    assert all(torch.equal(before[name], weights) for name, weights in tuned.state_dict().items())
+
+
+def test_what_has_no_configuration_is_not_re_trained(stock, task, arguments):
+    with pytest.raises(ValueError, match=r'`retention_config` must be set when `retention_mode` is "hard", got None'):
+        retrain(stock, task, arguments())
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked", "used"),
+    [
+        ({"speedup": 1.5}, None, "hide"),
+        ({"speedup": 1.5}, "multiply", "multiply"),
+        ({"retention_lambda": 1e-3}, None, "multiply"),
+        ({"retention_lambda": 1e-3}, "hide", "hide"),
+    ],
+)
+def test_how_a_search_removes_word_vectors(stock, task, arguments, monkeypatch, fields, asked, used):
+    class Seen(Exception):
+        pass
+
+    def look(trainer, **_):
+        assert trainer.model.config.retention_soft_extract == used
+        raise Seen
+
+    monkeypatch.setattr(PoWERTrainer, "train", look)
+    with pytest.raises(Seen):
+        search_configuration(stock, task, arguments(**fields), soft_extract=asked)
+
+
+def test_the_best_model_of_a_search_is_its_last(stock, task, arguments, monkeypatch):
+    """The best on the tuning split would be one that has lost few word-vectors yet."""
+    monkeypatch.setattr(Trainer, "_load_best_model", lambda trainer: pytest.fail("an earlier model was taken"))
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
+    args = arguments(speedup=1.5, **best, eval_steps=1, save_steps=1, save_total_limit=1)
+    search_configuration(stock, task, args)
+    assert get_last_checkpoint(args.output_dir).endswith("checkpoint-4")
+    assert args.load_best_model_at_end
+
+
+def test_a_speed_up_between_whole_counts_is_pointed_out(stock, tokenizer, arguments, caplog):
+    """Of three word-vectors each encoder keeps one, two or three."""
+    texts = Dataset.from_list([{"text": word, "label": n % 2} for n, word in enumerate(["good", "bad"] * 16)])
+    task = prepare_data(texts, texts, tokenizer, stock.config)
+    search_configuration(stock, task, arguments(speedup=1.7))
+    assert "no configuration like the one found has a speed-up of 1.7: it has 1." in caplog.text
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_loss_that_is_lost_ends_a_training_before_the_weights(stock, task, arguments, monkeypatch, saved):
+    compute_loss, steps = PoWERTrainer.compute_loss, []
+
+    def lost(trainer, *args, **kwargs):
+        steps.append(1)
+        return compute_loss(trainer, *args, **kwargs) * (float("nan") if len(steps) == 3 else 1.0)
+
+    monkeypatch.setattr(PoWERTrainer, "compute_loss", lost)
+    args = arguments(save_strategy="steps", save_steps=2 if saved else 100)
+    with pytest.raises(ValueError, match="must be finite, got nan in step 3 of 4") as refusal:
+        fine_tune(stock, task, args)
+    said = f"{get_last_checkpoint(args.output_dir)} is from before." if saved else "No checkpoint had been written."
+    assert str(refusal.value).endswith(said)
+
+
+def test_sigterm_ends_a_training_with_a_checkpoint_that_it_goes_on_from(stock, task, arguments, monkeypatch):
+    wanted = fine_tune(stock, task, arguments("undisturbed")).model.state_dict()
+    compute_loss, steps = PoWERTrainer.compute_loss, []
+
+    def told(trainer, model, *args, **kwargs):
+        steps.extend([1] * model.training)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compute_loss(trainer, model, *args, **kwargs)
+
+    monkeypatch.setattr(PoWERTrainer, "compute_loss", told)
+    with pytest.raises(Terminated, match="told to leave after step 2 of 4; the same command goes on") as leave:
+        fine_tune(stock, task, arguments())
+    assert leave.value.status == 128 + signal.SIGTERM
+    found = fine_tune(stock, task, arguments()).model.state_dict()
+    assert len(steps) == 4
+    assert all(torch.equal(found[name], weights) for name, weights in wanted.items())
+
+
+def labelled(tokenizer, labels, metric=None, **fields):
+    frame = Dataset.from_list([{"text": "good film", "label": label} for label in labels])
+    task = prepare_data(frame, frame, tokenizer, Host("bert").make_stock(**fields).config, metric=metric)
+    return type(task)(**{**vars(task), "tune": task.eval})
+
+
+@pytest.mark.parametrize(
+    ("labels", "metric", "expected"),
+    [
+        (["no"] * 3 + ["yes"], "accuracy", 0.75),
+        # All "yes": one of four right, all found.
+        (["no"] * 3 + ["yes"], "f1", 0.4),
+        (["no"] * 3 + ["yes"], "matthews_correlation", 0.0),
+        (["a", "b", "b", "c", "d", "d", "d"], "accuracy", 3 / 7),
+        ([["a"], ["a"], ["a", "b"], []], "subset_accuracy", 0.5),
+        # Everything to all: four of eight right, all four found.
+        ([["a"], ["a"], ["b"], ["b"]], "f1_micro", 2 / 3),
+        ([0.5, 1.5, 2.5], None, 0.0),
+    ],
+)
+def test_what_one_answer_to_every_text_would_reach(tokenizer, labels, metric, expected):
+    assert constant_metric(labelled(tokenizer, labels, metric)) == pytest.approx(expected)
