@@ -52,6 +52,51 @@ def test_folders_of_files_and_saved_data_sets(frame, tmp_path):
         assert (len(train), len(held_out)) == (64, rows)
 
 
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
+def test_files_of_a_folder_are_read_as_files_are(tmp_path, ending):
+    """A class that is called None, a text that looks like a number; what is no table is passed over."""
+    rows = [{"text": "good film", "label": ("None", "NA")[n % 2]} for n in range(40)]
+    rows[3]["text"] = "7"
+    sep = "\t" if ending == "tsv" else ","
+    lines = [f"text{sep}label", *(sep.join(row.values()) for row in rows)]
+    if ending == "jsonl":
+        lines = [json.dumps(row) for row in rows]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.{ending}").write_text("\n".join(lines) + "\n")
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "notes.csv").write_text('"')
+    train, held_out = data.load_splits(str(tmp_path))
+    assert (str(train.split), str(held_out.split)) == ("train", "validation")
+    assert train[:] == held_out[:] == Dataset.from_list(rows)[:]
+
+
+@pytest.mark.parametrize(
+    ("ending", "late"), [("csv", "a,b,c"), ("csv", '"a,b'), ("jsonl", '{"text": 8, "label": "no"}'), ("json", "{")]
+)
+def test_what_a_file_is_refused_for_a_folder_is_too(tmp_path, ending, late):
+    first = '{"text": "good film", "label": "yes"}' if ending.startswith("json") else "text,label"
+    path = tmp_path / f"train.{ending}"
+    path.write_text("\n".join([first] * 3 + [late]) + "\n")
+
+    def said(**read):
+        with pytest.raises(ValueError, match=r"must|cannot") as error:
+            data.load_splits(**read)
+        return str(error.value)
+
+    alone, in_folder = said(train_file=str(path), eval_file=str(path)), said(dataset=str(tmp_path))
+    assert alone in in_folder or alone.partition(": ")[2].partition(";")[0] in in_folder
+
+
+def test_a_column_of_a_folder_has_the_type_of_all_its_rows(tmp_path):
+    numbers = [{"text": "good", "label": str(n % 2)} for n in range(30_000)]
+    Dataset.from_list([*numbers, {"text": "bad", "label": "two"}]).to_csv(tmp_path / "train.csv")
+    Dataset.from_list([*numbers[:10], {"text": "bad", "label": "two"}]).to_csv(tmp_path / "test.csv")
+    train, _ = data.load_splits(str(tmp_path))
+    assert train[-1] == {"text": "bad", "label": "two"}
+    assert train[0]["label"] == "0"
+
+
 def test_prepared_data_is_sorted_for_the_report_and_knows_its_longest(frame, tokenizer):
     prepared = prepare(frame, tokenizer, max_length=12)
     assert prepared.eval["length"] == sorted(prepared.eval["length"])
@@ -130,6 +175,21 @@ def test_numbers_that_are_hard_to_learn_are_pointed_out(tokenizer, caplog):
         priced = Dataset.from_dict({"text": ["a film"] * 20, "label": [scale * (n % 5) + 0.5 for n in range(20)]})
         assert prepare(priced, tokenizer).problem_type == "regression"
         assert caplog.text.count("a mean of 2e+03 and a standard deviation of 1.41e+03") == said
+
+
+def test_numbers_that_have_names_are_no_doubtful_classes(tokenizer, caplog):
+    names = [f"topic {number}" for number in range(30)]
+    features = Features(text=Value("string"), label=ClassLabel(names=names))
+    many = Dataset.from_list([{"text": "good", "label": number % 30} for number in range(60)], features=features)
+    assert prepare(many, tokenizer).label_names == tuple(names)
+    assert "holds whole numbers" not in caplog.text
+
+
+def test_hidden_labels_of_a_regression_are_no_labels(tokenizer):
+    scores = Dataset.from_list([{"text": "good", "label": 0.5 * number} for number in range(9)])
+    hidden = scores.map(lambda row: {"label": -1.0})
+    with pytest.raises(ValueError, match="must hold labels in the reported split, got -1 in all of its rows"):
+        prepare(scores, tokenizer, held_out=hidden)
 
 
 def test_numbers_of_several_columns_are_no_doubtful_classes(tokenizer, caplog):

@@ -296,6 +296,32 @@ def test_models_of_either_library_can_be_given_as_they_are(host, batch):
     assert other(**batch).logits.shape == (5, 3)
 
 
+def test_what_else_a_checkpoint_would_return_is_left_out(inputs, host, tmp_path):
+    stock = host.stock.from_pretrained(tmp_path / "model")
+    stock.config.output_hidden_states, stock.config.return_dict = True, False
+    stock.save_pretrained(tmp_path / "model")
+    assert cli.main(["train", *inputs]) == 0
+
+
+def test_memory_that_is_too_small_is_said_in_a_sentence(inputs, monkeypatch, capsys):
+    def allocate(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(PoWERTrainer, "train", allocate)
+    assert cli.main(["train", *inputs]) == 2
+    assert "memory is too small for this; lower `--per-device-train-batch-size`" in capsys.readouterr().err
+
+
+def test_the_paper_pads_to_the_longest_input_where_no_length_is_given(inputs, rows, tokenizer, tmp_path, monkeypatch):
+    padded = []
+    monkeypatch.setattr(recipe, "run_recipe", lambda _, data, *args, **named: padded.append(data.padded_to) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train", *inputs, "--paper"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train", *inputs, "--paper", "--max-length=30"])
+    assert padded == [max(len(tokenizer(row["text"])["input_ids"]) for row in rows), 30]
+
+
 def test_words_are_a_unit_too(inputs, tmp_path):
     assert cli.main(["train", *inputs, "--retention-unit=words"]) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -304,15 +330,19 @@ def test_words_are_a_unit_too(inputs, tmp_path):
     assert all(isinstance(count, int) for count in report["retention_config"])
 
 
-def test_regression_and_pairs_train(host, rows, tokenizer, tmp_path):
+def test_regression_and_pairs_train(host, rows, tokenizer, tmp_path, capsys):
     host.make_stock().save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     pairs = [{"a": r["text"], "b": "the plot", "score": float(r["label"] == "positive")} for r in rows]
     Dataset.from_list(pairs).to_json(tmp_path / "rows.jsonl")
     path = str(tmp_path / "rows.jsonl")
     options = [f"--model={tmp_path / 'model'}", f"--train-file={path}", f"--eval-file={path}"]
-    options += ["--text-columns", "a", "b", "--label-column=score", f"--output-dir={tmp_path / 'run'}"]
+    options += ["--text-columns", "a,b", "--label-column=score", f"--output-dir={tmp_path / 'run'}"]
+    assert cli.main(["train", *options, *FAST, "--label-smoothing-factor=0.1"]) == 2
+    assert "is for one class a text, got labels of another kind (regression)" in capsys.readouterr().err
     assert cli.main(["train", *options, *FAST]) == 0
+    assert cli.main(["report", str(tmp_path / "run")]) == 0
+    assert "cannot be shown" not in capsys.readouterr().out
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["metric"] == "spearmanr"
     final = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "final")
@@ -342,6 +372,12 @@ def test_evaluate_measures_a_model_on_a_file(inputs, tmp_path, capsys):
         (["--task=squad"], "`--task` must be one of cola"),
         (["--train-file=nothing.csv"], "There is no file nothing.csv"),
         (["--retention-lambda=-1"], "`retention_lambda` must not be negative"),
+        (["--max-steps=0"], "`--max-steps` must be at least 1, got 0"),
+        (["--batch-eval-metrics=true"], "`--batch-eval-metrics` is not served"),
+        (
+            ["--eval-strategy=epoch", "--load-best-model-at-end=true", "--metric-for-best-model=acc"],
+            "`--metric-for-best-model` must be one of loss, accuracy, f1, matthews_correlation here, got 'acc'",
+        ),
     ],
 )
 def test_unusable_input_is_one_sentence_and_exit_2(inputs, options, message, tmp_path, capsys):

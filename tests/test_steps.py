@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,6 +127,25 @@ def test_sigterm_ends_a_training_with_a_checkpoint_that_it_goes_on_from(stock, t
     found = fine_tune(stock, task, arguments()).model.state_dict()
     assert len(steps) == 4
     assert all(torch.equal(found[name], weights) for name, weights in wanted.items())
+
+
+def test_a_training_that_goes_on_saves_as_often_as_is_asked_for_now(stock, task, arguments, monkeypatch):
+    compute_loss, steps = PoWERTrainer.compute_loss, []
+
+    def interrupted(trainer, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return compute_loss(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(PoWERTrainer, "compute_loss", interrupted)
+    saved = {"save_strategy": "steps", "max_steps": 5}
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(stock, task, arguments(save_steps=2, **saved))
+    args = arguments(save_steps=1, **saved)
+    fine_tune(stock, task, args)
+    names = sorted(path.name for path in Path(args.output_dir).glob("checkpoint-*"))
+    assert names == [f"checkpoint-{step}" for step in (2, 3, 4, 5)]
 
 
 def labelled(tokenizer, labels, metric=None, **fields):

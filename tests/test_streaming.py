@@ -54,7 +54,7 @@ def arguments(tmp_path, *more):
     return ["train", f"--model={tmp_path / 'model'}", *files, *fast, *more]
 
 
-def test_the_recipe_trains_on_a_stream_for_as_many_steps_as_asked(options, tmp_path):
+def test_the_recipe_trains_on_a_stream_for_as_many_steps_as_asked(options, tmp_path, capsys):
     assert cli.main(arguments(tmp_path, "--max-steps=6")) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["data"]["train_rows"] is None
@@ -62,6 +62,12 @@ def test_the_recipe_trains_on_a_stream_for_as_many_steps_as_asked(options, tmp_p
     history = json.loads((tmp_path / "run" / "final" / "step.json").read_text())["history"]
     # Of 62 rows a step takes 16: the stream began anew.
     assert history[-1]["step"] == 6
+    # Nobody knows how many rows there were.
+    assert cli.main(["report", str(tmp_path / "run")]) == 0
+    assert "a stream" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert cli.main(["publish", str(tmp_path / "run"), "--repo=me/streamed", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "A stream of rows to train on, 2 to choose by; 6 optimizer steps in batches of 16 for each of" in said
 
 
 @pytest.mark.parametrize(

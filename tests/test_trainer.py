@@ -414,6 +414,23 @@ def test_predictions_are_the_logits_alone_whatever_else_the_model_returns(host, 
     torch.testing.assert_close(torch.tensor(predictions), model(**batch).logits.detach(), atol=1e-5, rtol=0)
 
 
+def test_replicas_of_a_data_parallel_model_are_logged_as_one(host, dataset, tokenizer, tmp_path, monkeypatch):
+    """A last batch may have rows for fewer of them."""
+    trainer, replicas = make_trainer(host.make(**SOFT), dataset, tokenizer, tmp_path), iter([3, 2])
+
+    def of_replicas(*args, **kwargs):
+        number = next(replicas)
+        outputs = {"retention_penalty": torch.full((number,), 4.0)}
+        return torch.arange(1.0, 1 + number), outputs
+
+    monkeypatch.setattr(Trainer, "compute_loss", of_replicas)
+    for _ in range(2):
+        trainer.compute_loss(trainer.model.train(), {})
+    logs = {"loss": 0.0}
+    trainer.log(logs)
+    assert (logs["task_loss"], logs["retention_penalty"]) == (1.75, 4.0)
+
+
 def test_retention_weights_in_half_precision_are_refused(host, dataset, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"must be trained in torch.float32, got torch.bfloat16"):
         make_trainer(host.make(**SOFT).bfloat16(), dataset, tokenizer, tmp_path)
@@ -464,7 +481,7 @@ def test_a_resumed_search_for_a_speed_up_is_the_uninterrupted_one(dataset, token
 def test_a_search_ends_with_the_loss_of_what_will_be_run(host, dataset, tokenizer, tmp_path, share):
     """The teacher has its part of it; what is logged is the loss of the configuration, on the training rows."""
     model = host.make(**SOFT, retention_soft_extract="hide")
-    fields = {"speedup": 2.0, "max_steps": 6, "distillation": share, "label_smoothing_factor": 0.1}
+    fields = {"speedup": 2.0, "max_steps": 8, "distillation": share, "label_smoothing_factor": 0.1}
     trainer = make_trainer(model, dataset, tokenizer, tmp_path, **fields)
     trainer.teacher = teacher = None if share is None else host.make_stock()
     trainer.train()
@@ -512,22 +529,25 @@ class Seen:
             self.rows.append(inputs["attention_mask"].sum(dim=1).tolist())
 
 
-def test_masses_are_refined_on_rows_drawn_at_random(dataset, tokenizer, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("steps", "batches"), [(20, 8), (3, 3)])
+def test_masses_are_refined_on_rows_drawn_at_random_as_many_as_were_trained_on(
+    tokenizer, tmp_path, monkeypatch, steps, batches
+):
     monkeypatch.setattr("powerbert_hf.trainer._REFINED_ROWS", 16)
     ids = [[5] * length for length in range(2, 42)]
     many = Dataset.from_dict({"input_ids": ids, "labels": [0, 1] * 20})
-    fields = {"speedup": 2.0, "max_steps": 2, "train_sampling_strategy": "group_by_length"}
+    fields = {"speedup": 2.0, "max_steps": steps, "train_sampling_strategy": "group_by_length"}
     fields["per_device_train_batch_size"] = 2
     seen = []
     for name in ("one", "other"):
         trainer = make_trainer(Host("bert").make(**SOFT), many, tokenizer, tmp_path / name, **fields)
         rows = Seen(trainer.model).rows
         trainer.train()
-        assert len(rows) == 8 * trainer._budget.trials
-        assert rows[:8] * trainer._budget.trials == rows
-        seen.append(rows[:8])
+        assert len(rows) == batches * trainer._budget.trials
+        assert rows[:batches] * trainer._budget.trials == rows
+        seen.append(rows[:batches])
     # Grouped by length, each batch would hold near neighbours, and the first one the longest of all.
-    assert sum(max(batch) - min(batch) for batch in seen[0]) / 8 > 8
+    assert sum(max(batch) - min(batch) for batch in seen[0]) / batches > 8
     assert 41 not in seen[0][0]
     assert seen[0] == seen[1]
 

@@ -5,6 +5,16 @@
 from dataclasses import dataclass, field
 
 
+def split_names(typed: list[str] | None) -> list[str] | None:
+    """Names of columns, which may be parted by commas too.
+
+    Example:
+        >>> split_names(["title,body", "topic"])
+        ['title', 'body', 'topic']
+    """
+    return [name for part in typed or [] for name in part.split(",")] or None
+
+
 @dataclass
 class DataArguments:
     """Which data: a data set by name, or files."""
@@ -37,6 +47,9 @@ class DataArguments:
         metadata={"help": "The metric that counts, where not the usual one: accuracy, f1, spearmanr, ..."},
     )
     num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise; for millions of rows."})
+
+    def __post_init__(self) -> None:
+        self.text_columns, self.label_column = split_names(self.text_columns), split_names(self.label_column)
 
 
 @dataclass

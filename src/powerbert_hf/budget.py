@@ -136,10 +136,11 @@ class Budget:
             (L,): what a relative change of each mass changes of the loss, less the constraint's multiplier times
             what it changes of the cost. Encoder L has no say.
         """
-        weights = retention_weights.double().cpu()
+        # In this order: not every accelerator has float64.
+        weights = retention_weights.cpu().double()
         on_ramp = (weights > 0) & (weights < 1)
         masses = retention_mass(weights)
-        gain = (gradient.double().cpu() * on_ramp).sum(dim=1) / on_ramp.sum(dim=1).clamp(min=1) * masses
+        gain = (gradient.cpu().double() * on_ramp).sum(dim=1) / on_ramp.sum(dim=1).clamp(min=1) * masses
         with torch.enable_grad():
             masses = masses.detach().requires_grad_()
             (price,) = torch.autograd.grad(self.cost(masses), masses)

@@ -32,7 +32,7 @@ def finite_masses(retention_weights: Tensor) -> list[float]:
     Raises:
         ValueError: where one is not finite.
     """
-    masses = retention_mass(retention_weights.detach().double().cpu()).tolist()
+    masses = retention_mass(retention_weights.detach().cpu().double()).tolist()
     if not all(map(math.isfinite, masses)):
         raise ValueError(f"The search must end in finite masses, got {masses}; lower the learning rate or lambda.")
     return masses
@@ -55,7 +55,7 @@ class HoldBudget(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Turn the gradient of the weights, which is that of all processes by now, into that of the masses."""
-        self.before = self.weights.detach().double().cpu()
+        self.before = self.weights.detach().cpu().double()
         if state.global_step < LEARNING * state.max_steps:
             # Nor shall the optimizer remember it.
             self.weights.grad = None
@@ -71,7 +71,7 @@ class HoldBudget(TrainerCallback):
                 self.weights.copy_(self.before)
             return
         finite_masses(self.weights)
-        growth = (self.weights.detach().double().cpu() - self.before)[:, -1]
+        growth = (self.weights.detach().cpu().double() - self.before)[:, -1]
         masses = retention_mass(self.before) * growth.exp()
         masses = self.budget.hold(masses, (state.global_step + 1) / state.max_steps)
         with torch.no_grad():
@@ -93,6 +93,14 @@ class RefineMasses(TrainerCallback):
         # Unless it was told to stop before.
         if state.global_step >= state.max_steps:
             self.refine()
+
+
+class ObeyNewSteps(TrainerCallback):
+    """Logs, saves and measures as often as is asked for now: a checkpoint has it as it was asked for then."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `TrainerCallback`."""
+        state.compute_steps(args, state.max_steps)
 
 
 class TellSamplerEpoch(TrainerCallback):

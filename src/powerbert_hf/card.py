@@ -106,6 +106,7 @@ def make_card(facts: Facts) -> ModelCard:
         prefix=_CLASSES[retention.backbone],
         results=data.eval_results or [],
         report=report,
+        trained_for=trained_for(report["training"]) if report else None,
         data=None if report is None else data_of(report),
         kept=None if report is None else report["word_vectors_kept"],
         share=None if report is None else sum(report["word_vectors_kept"]) / retention.encoders,
@@ -295,6 +296,22 @@ def run_of(model: Path) -> Path | None:
     model = model.absolute()
     folder = model.parent if model.name == "final" else model
     return folder if (folder / "report.json").is_file() and (folder / "final" / "config.json").is_file() else None
+
+
+def trained_for(training: dict[str, Any]) -> str:
+    """How long a step of a run was trained, and on how many rows at a time.
+
+    Args:
+        training: of a `report.json`.
+
+    Example:
+        >>> trained_for({"num_train_epochs": 3.0, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 4})
+        '3 epochs in batches of 32'
+    """
+    steps = training.get("max_steps", -1)
+    long = f"{steps:,} optimizer steps" if steps > 0 else f"{training['num_train_epochs']:g} epochs"
+    rows = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1)
+    return f"{long} in batches of {rows * training.get('world_size', 1) * max(1, training.get('n_gpu', 1))}"
 
 
 def known_of(model: str | Path, config: Any, place: str, card: str | None = None, **more: Any) -> Facts:

@@ -107,7 +107,7 @@ def draw_sweep(found: dict[str, Any]) -> Canvas:
         (0.0, 1.08 * max(speeds)),
         (min(metrics) - margin, max(metrics) + margin),
         "measured speed-up over stock, sorted by length",
-        f"{found['metric']}, %",
+        f"{found['metric']} on the reported split, %",
         right,
         plot,
     )

@@ -30,10 +30,16 @@ from .arguments import (
     RecipeArguments,
     ReportArguments,
     SweepArguments,
+    split_names,
 )
 from .parsing import parse, parse_for_model, settle, settle_stream, settle_training, with_names
 from .run_folder import check_data, check_folder, sole_use, write_command
 from .stopping import Terminated, on_sigterm
+
+_NO_ROOM = (
+    "the accelerator's memory is too small for this; lower `--per-device-train-batch-size` (with "
+    "`--gradient-accumulation-steps` as many rows make a step), or `--max-length`; or say `--use-cpu`"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,9 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"powerbert {known.command}: {said}", file=sys.stderr)
         return getattr(stop, "status", 130)
     except RuntimeError as error:
+        from torch import OutOfMemoryError
+
         from .processes import MainProcessFailed
 
-        if not isinstance(error, MainProcessFailed):
+        if isinstance(error, OutOfMemoryError):
+            print(f"powerbert {known.command}: {_NO_ROOM}", file=sys.stderr)
+        elif not isinstance(error, MainProcessFailed):
             raise
         return 2
     return 0
@@ -182,7 +192,8 @@ def run_training(recipe_args: RecipeArguments, data_args: DataArguments, args: A
         from .sweep import fastest_within
 
         if recipe_args.paper:
-            data = replace(data, padded_to=data.source["max_length"])
+            given = data_args.max_length or (data_args.task and data.source["max_length"])
+            data = replace(data, padded_to=given or data.longest)
         named: dict[str, Any] = {"unit": recipe_args.retention_unit, "fine_tuned": recipe_args.fine_tuned, "say": _say}
         if recipe_args.max_drop is None:
             result = run_recipe(recipe_args.model, data, args, **named)
@@ -198,7 +209,7 @@ def run_training(recipe_args: RecipeArguments, data_args: DataArguments, args: A
 def _training(what: Any, data_args: DataArguments, args: Any, argv: list[str]) -> Iterator[Any]:
     """The data of a training that may begin, or go on, in its folder, which nobody else uses meanwhile."""
     from .processes import first_of_each_machine, on_main, others_needed
-    from .steps import check_model
+    from .steps import check_model, check_training
 
     if args.push_to_hub:
         raise ValueError(
@@ -220,6 +231,7 @@ def _training(what: Any, data_args: DataArguments, args: Any, argv: list[str]) -
             on_main(lambda: check_data(folder, data.digest))
         else:
             check_model(what.model, data, what.fine_tuned)
+        check_training(args, data)
 
         def begin() -> None:
             held.enter_context(sole_use(folder))
@@ -274,7 +286,7 @@ def _benchmark(argv: list[str]) -> None:
     from .speed import run_benchmarks
     from .speed_report import format_measurement, format_setting
 
-    options.text_columns = _names(options.text_columns)
+    options.text_columns = split_names(options.text_columns)
     command = {"command": ["powerbert", "benchmark", *argv], "version": __version__}
     found = run_benchmarks(options)
     setting, measurements = next(found), []
@@ -297,7 +309,7 @@ def _predict(argv: list[str]) -> None:
     from .shards import find_shards, predict_shards
 
     _quiet_datasets()
-    columns = {name: _names(getattr(options, name)) for name in ("text_columns", "keep_columns")}
+    columns = {name: split_names(getattr(options, name)) for name in ("text_columns", "keep_columns")}
     fields = {**asdict(options), **columns}
     model, inputs, output = (fields.pop(name) for name in ("model", "input", "output"))
     if Path(output).suffix and not Path(output).is_dir() and not output.endswith("/"):
@@ -329,7 +341,7 @@ def _inspect(argv: list[str]) -> None:
     if options.output is not None:
         check_new(Path(options.output), options.overwrite)
     _quiet_datasets()
-    options.text_columns = _names(options.text_columns)
+    options.text_columns = split_names(options.text_columns)
     shown = inspect_model(options, colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
     _say(f"{options.output} holds what survives" if shown is None else shown)
 
@@ -356,7 +368,7 @@ def _calibrate(argv: list[str]) -> None:
     from .calibration import calibrate_folder, format_calibration
 
     _quiet_datasets()
-    fields = {**asdict(options), "text_columns": _names(options.text_columns)}
+    fields = {**asdict(options), "text_columns": split_names(options.text_columns)}
     found = calibrate_folder(**fields, say=_say)
     _say(f"\n{format_calibration(found)}")
     if options.output_dir is not None:
@@ -437,21 +449,14 @@ def _load_data(
     from .streaming import load_stream
 
     _quiet_datasets()
-    texts, labels = _names(data_args.text_columns), _names(data_args.label_column)
-    options = replace(data_args, text_columns=texts, label_column=labels)
-    if options.streaming and not measure_only:
-        return load_stream(options, model, seed, fine_tuned)
-    return load_data(options, model, seed, measure_only, fine_tuned)
+    if data_args.streaming and not measure_only:
+        return load_stream(data_args, model, seed, fine_tuned)
+    return load_data(data_args, model, seed, measure_only, fine_tuned)
 
 
 def _quiet_datasets() -> None:
     """What it logs as an error it raises too. It sets its level when it is imported, so not any earlier."""
     logging.getLogger("datasets").setLevel(logging.CRITICAL)
-
-
-def _names(typed: list[str] | None) -> list[str] | None:
-    """Columns, separated by blanks or commas."""
-    return [name for part in typed or [] for name in part.split(",")] or None
 
 
 if __name__ == "__main__":

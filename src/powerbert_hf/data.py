@@ -18,7 +18,7 @@ from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedToke
 from .checkpoint import hub_id, load_config, load_tokenizer, reading
 from .labels import flat, named_labels, read_labels, warn_of_doubtful
 from .tasks import METRICS, TASKS, ClassificationMetric, MultiLabelMetric, RegressionMetric, Task
-from .texts import check_texts, choose_columns, input_limit, read_file, tokenize
+from .texts import check_texts, choose_columns, input_limit, read_file, read_folder, tokenize
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,13 @@ class TaskData:
         if isinstance(self.train, IterableDataset):
             return self.source["max_length"]
         return self.padded_to or max(self.train["length"])
+
+    @property
+    def longest(self) -> int:
+        """Word-pieces of the longest input of all splits; of a stream, where inputs are cut."""
+        if isinstance(self.train, IterableDataset):
+            return self.source["max_length"]
+        return max(max(split["length"]) for split in (self.train, self.tune, self.eval))
 
     @property
     def collator(self) -> DataCollatorWithPadding:
@@ -142,8 +149,10 @@ def load_splits(
         if (folder / "dataset_dict.json").is_file():
             splits = datasets.load_from_disk(dataset)
         else:
-            name = str(folder) if folder.is_dir() else dataset
-            splits = datasets.load_dataset(name, subset, streaming=streaming)
+            if folder.is_dir():
+                splits = read_folder(dataset, subset, streaming)
+            else:
+                splits = datasets.load_dataset(dataset, subset, streaming=streaming)
     if not isinstance(splits, DatasetDict | IterableDatasetDict) or "train" not in splits:
         raise ValueError(f"Data set {dataset!r} must have a split `train`, got {list(splits)}; pass `--train-file`.")
     train = splits["train"]
@@ -151,7 +160,7 @@ def load_splits(
         train = train.to_iterable_dataset()
     if eval_file is not None:
         return train, read_file(eval_file)
-    for name in dict.fromkeys([task.eval_split if task else "validation", "validation", "test"]):
+    for name in dict.fromkeys([task.eval_split if task else "validation", "validation", "dev", "test"]):
         if name in splits:
             held_out = splits[name]
             if isinstance(held_out, IterableDataset):

@@ -90,6 +90,11 @@ def read_labels(
     if kinds == {float}:
         if not all(isinstance(value, (int, float)) for value in reported):
             raise ValueError(f"{where} must hold numbers in both splits, got {reported[0]!r} in the reported split.")
+        if len(reported) > 1 and set(reported) == {-1.0}:
+            raise ValueError(
+                f"{where} must hold labels in the reported split, got -1 in all of its rows, which is how GLUE hides "
+                "them; pass an `--eval-file` that has them."
+            )
         if all(value.is_integer() for value in training):
             logger.info("%s holds floats: a regression. Written as whole numbers, they are classes", where)
         return training, [float(value) for value in reported], (), "regression"
@@ -141,7 +146,7 @@ def warn_of_doubtful(column: str, values: Sequence[Any], labels: Sequence[Any], 
                 middle,
                 spread,
             )
-    elif type(values[0]) is int and len(names) > max(_SHOWN, len(values) * _MANY):
+    elif type(values[0]) is int and str(values[0]) in names and len(names) > max(_SHOWN, len(values) * _MANY):
         logger.warning(
             "Column %r holds whole numbers, which are classes: %d in %d rows. Write them as floats for a regression",
             column,

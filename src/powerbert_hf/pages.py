@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from .card import trained_for
 from .changes import Changes
 from .charts import Curve, draw_configuration, draw_curves, draw_sweep
 from .drawing import Canvas, attention_share, style_rules
@@ -83,8 +84,8 @@ def run_page(
         missing=missing,
         command=shlex.join(run.command),
         facts={
-            "training rows": f"{data['train_rows']:,}",
-            "epochs": f"{training['num_train_epochs']:g}",
+            "training rows": "a stream" if data["train_rows"] is None else f"{data['train_rows']:,}",
+            "each step": trained_for(training),
             "seed": training["seed"],
             "asked for": _goal(report),
             "processor": f"{hardware['processor']}, {hardware['threads']} threads, accelerator "

@@ -223,6 +223,8 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
         if not low <= value <= high:
             option = name.replace("_", "-")
             raise ValueError(f"`--{option}` must be {meaning}, got {value}; leave it out for the default.")
+    if args.max_steps == 0:
+        raise ValueError("`--max-steps` must be at least 1, got 0; leave it out to train for `--num-train-epochs`.")
     if not (args.max_steps > 0 or 0 < args.num_train_epochs < math.inf):
         raise ValueError(f"`--num-train-epochs` must be above 0, got {args.num_train_epochs}; 3 is the default.")
     return tuple(parsed)

@@ -243,12 +243,14 @@ def _report(
         "retention_unit": ours.config.retention_unit,
         "retention_length": ours.config.retention_length,
         "masses": searched["masses"],
-        **measure(ours, data, args.per_device_eval_batch_size),
+        **measure(ours, data, args),
         "training": {
             name: getattr(args, name)
             for name in (
                 "num_train_epochs",
                 "max_steps",
+                "world_size",
+                "n_gpu",
                 "per_device_train_batch_size",
                 "gradient_accumulation_steps",
                 "learning_rate",
@@ -305,20 +307,19 @@ def _step(
     return record
 
 
-def measure(ours: PreTrainedModel, data: TaskData, batch_size: int) -> dict[str, Any]:
+def measure(ours: PreTrainedModel, data: TaskData, args: PoWERTrainingArguments) -> dict[str, Any]:
     """What the final model saves on the reported split: by arithmetic on all of it, by the clock on a sample.
 
     Args:
         ours: a classifier in hard mode.
         data: from `data.prepare_data`.
-        batch_size: texts in a batch.
+        args: batch size and device.
 
     Returns:
         `predicted_speedup`, `measured_speedup`, the share of word-vectors kept by encoder, and how it was measured.
     """
     lengths: Tensor = torch.tensor(data.eval["length"])
-    ours = ours.to("cuda" if torch.cuda.is_available() else "cpu")
-    timed = benchmark(ours, timed_features(data), batch_size)
+    timed = benchmark(ours.to(args.device), timed_features(data), args.per_device_eval_batch_size)
     return {
         "predicted_speedup": predicted_speedup(ours.config, lengths),
         "measured_speedup": timed.measured,

@@ -227,6 +227,28 @@ def check_model(model: str | Path, data: TaskData, fine_tuned: bool) -> PreTrain
     return loaded
 
 
+def check_training(args: PoWERTrainingArguments, data: TaskData) -> None:
+    """Refuse what a training would stumble over only once its first epoch is done.
+
+    Args:
+        args: of the training.
+        data: from `data.prepare_data`.
+
+    Raises:
+        ValueError: for arguments that do not go with the data.
+    """
+    if args.label_smoothing_factor and data.problem_type != "single_label_classification":
+        raise ValueError(
+            "`--label-smoothing-factor` is for one class a text, got labels of another kind "
+            f"({data.problem_type}); leave it out."
+        )
+    if args.batch_eval_metrics:
+        raise ValueError("`--batch-eval-metrics` is not served: metrics are those of a whole split; leave it out.")
+    best, known = args.metric_for_best_model, ("loss", *METRICS[data.problem_type])
+    if best is not None and best.removeprefix("eval_") not in known:
+        raise ValueError(f"`--metric-for-best-model` must be one of {', '.join(known)} here, got {best!r}.")
+
+
 def _trainer(model: PreTrainedModel, data: TaskData, args: PoWERTrainingArguments, **more: Any) -> PoWERTrainer:
     trainer = PoWERTrainer(
         model=model,

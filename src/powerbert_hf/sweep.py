@@ -78,7 +78,8 @@ def _compare(
 ) -> dict[str, Any]:
     """Time the baselines beside the slowest run, and write `sweep.json`."""
     ours = load_classifier(root / _name(runs[0]["training"]["speedup"]) / "final")
-    timed = benchmark(ours, timed_features(data), args.per_device_eval_batch_size, ("a", "b", "c", "ours"), repeats=3)
+    ways, batch_size = ("a", "b", "c", "ours"), args.per_device_eval_batch_size
+    timed = benchmark(ours.to(args.device), timed_features(data), batch_size, ways, repeats=3)
     baselines = {row.description: row.speedup for name, row in timed.rows.items() if name != "ours"}
     found = {
         "model": model,
@@ -128,8 +129,8 @@ def fastest_within(
     if most <= max_drop:
         raise ValueError(
             f"`max_drop` must be less than one answer to every text would lose, got {max_drop:g} where that is "
-            f"{most:.2f} points of {data.metric} on the tuning split; allow less, take another `--metric`, or train "
-            "longer into another folder."
+            f"{most:.2f} points of {data.metric} on the tuning split; allow less, or take another `--metric` "
+            "or train longer in another folder."
         )
     tried: dict[float, float] = {}
     reports = {}

@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from .checkpoint import reading
-from .rows import REPAIR, check_table, dataset_reader
+from .rows import REPAIR, check_table, dataset_reader, find_tables
 from .tasks import Task
 
 # How a reader of `datasets` takes a file as one piece, however long it is; json counts bytes.
@@ -37,22 +37,49 @@ def read_file(path: str, lines: bool = False, streaming: bool = False) -> Datase
     if not streaming:
         check_table(path)
     try:
-        return _load(path, reader, streaming, options)
-    except ValueError:
-        if streaming or reader not in _AT_ONCE:
-            raise
-        # What type a column has, `datasets` tells by its first rows, and later ones need not fit.
-        return _load(path, reader, streaming, {**options, **_AT_ONCE[reader]})
-
-
-def _load(path: str, reader: str, streaming: bool, options: dict[str, Any]) -> Dataset | IterableDataset:
-    try:
         with reading(path, REPAIR):
-            return datasets.load_dataset(reader, split="train", streaming=streaming, **options)
+            return _load(reader, reader, streaming, {**options, "split": "train"})
     except ValueError as error:
         if "corresponds to no data" not in str(error):
             raise
         raise ValueError(f"{path} must hold rows, got none; pass a file with rows.") from error
+
+
+def read_folder(folder: str, subset: str | None = None, streaming: bool = False) -> Any:
+    """Read the splits of a folder, as `datasets` tells them apart, each file as [`read_file`] does.
+
+    Args:
+        folder: holds files of one kind.
+        subset: of a folder whose `README.md` names several.
+        streaming: see [`read_file`].
+
+    Returns:
+        A `DatasetDict`, or an `IterableDatasetDict`.
+
+    Raises:
+        ValueError: for a file that cannot be read.
+    """
+    files = find_tables(folder)
+    readers = [dataset_reader(path) for path in files]
+    (reader, options), *others = readers or [("", {})]
+    options.pop("data_files", None)
+    if any({**other, "data_files": None} != {**options, "data_files": None} for _, other in others):
+        # Of several kinds `datasets` chooses one.
+        reader, options = "", {}
+    if not streaming:
+        for path in files:
+            check_table(path)
+    return _load(folder, reader, streaming, {**options, "name": subset})
+
+
+def _load(path: str, reader: str, streaming: bool, options: dict[str, Any]) -> Any:
+    try:
+        return datasets.load_dataset(path, streaming=streaming, **options)
+    except (ValueError, datasets.exceptions.DatasetGenerationError):
+        if streaming or reader not in _AT_ONCE:
+            raise
+        # What type a column has, `datasets` tells by its first rows, and later ones need not fit.
+        return datasets.load_dataset(path, streaming=streaming, **{**options, **_AT_ONCE[reader]})
 
 
 def choose_texts(

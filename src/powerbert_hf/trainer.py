@@ -27,6 +27,7 @@ from .callbacks import (
     ClampRetentionWeights,
     FiniteGradients,
     HoldBudget,
+    ObeyNewSteps,
     RefineMasses,
     TellSamplerEpoch,
     finite_masses,
@@ -40,7 +41,7 @@ from .stopping import Terminated
 
 logger = logging.get_logger(__name__)
 
-# Training rows, if there are as many, that tell where word-vectors are worth most when a search has ended.
+# Training rows, if a search has seen as many, that tell where word-vectors are worth most when a search has ended.
 _REFINED_ROWS = 1024
 
 
@@ -207,6 +208,7 @@ class PoWERTrainer(Trainer):
             self.teacher = teacher.to(self.args.device).eval()
         self._since_last_log: dict[str, list[Tensor]] = defaultdict(list)
         self.add_callback(FiniteGradients())
+        self.add_callback(ObeyNewSteps())
         self.add_callback(TellSamplerEpoch())
         weights = self._retention_weights
         if weights is None:
@@ -333,7 +335,7 @@ class PoWERTrainer(Trainer):
             progress.update()
             return self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
 
-        masses = retention_mass(model.retention_weights.detach().double().cpu())
+        masses = retention_mass(model.retention_weights.detach().cpu().double())
         mode, kept, training = config.retention_mode, config.retention_config, model.training
         config.retention_mode = "hard"
         model.eval()
@@ -349,7 +351,9 @@ class PoWERTrainer(Trainer):
 
     def _batches_to_refine_on(self) -> list[dict[str, Any]]:
         together = 1 if self.accelerator.split_batches else self.args.world_size
-        steps = -(-_REFINED_ROWS // (self._train_batch_size * together))
+        # Not longer than the search itself.
+        trained_on = self.state.max_steps * self.args.gradient_accumulation_steps
+        steps = min(-(-_REFINED_ROWS // (self._train_batch_size * together)), trained_on)
         self._refining = True
         try:
             return [self._prepare_inputs(inputs) for inputs in islice(self.get_train_dataloader(), steps)]
@@ -389,8 +393,9 @@ class PoWERTrainer(Trainer):
         loss = self._with_teacher(loss, outputs, self._teachers_answers(inputs), steps)
         penalty = outputs.get("retention_penalty") if isinstance(outputs, dict) else None
         if penalty is not None:
-            self._since_last_log["task_loss"].append(loss.detach())
-            self._since_last_log["retention_penalty"].append(penalty.detach())
+            # Of `nn.DataParallel` one for each replica that had rows.
+            self._since_last_log["task_loss"].append(loss.detach().mean())
+            self._since_last_log["retention_penalty"].append(penalty.detach().mean())
             loss = loss + self._lambda * penalty / steps
         return (loss, outputs) if return_outputs else loss
 
