@@ -15,7 +15,7 @@ import argparse
 import copy
 import json
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from powerbert_hf.cost import predicted_speedup
 from powerbert_hf.data import TaskData, load_data
 from powerbert_hf.files import write_json
 from powerbert_hf.parsing import parse, settle_training
-from powerbert_hf.sensitivity import search_path
+from powerbert_hf.sensitivity import PathPoint, search_path
 from powerbert_hf.steps import retrain, search_configuration
 from powerbert_hf.tasks import TASKS
 from powerbert_hf.trainer import PoWERTrainingArguments
@@ -64,11 +64,15 @@ def features_of(rows: Dataset, data: TaskData) -> list[dict[str, Any]]:
     ).to_list()
 
 
-def calibrated(budget: Budget, model: PreTrainedModel, data: TaskData) -> list[float]:
-    """The configuration of the path that `calibrate` searches, on training rows without their labels."""
+def path_of(model: PreTrainedModel, data: TaskData) -> list[PathPoint]:
+    """The configurations that `calibrate` would test, searched on training rows without their labels."""
     rows = np.random.default_rng(0).permutation(len(data.train))[:TEXTS]
-    path = search_path(model, features_of(data.train.select(rows), data))
-    nearest = min(path, key=lambda point: abs(point.predicted_speedup - budget.speedup))
+    return search_path(model, features_of(data.train.select(rows), data))
+
+
+def calibrated(budget: Budget, path: Callable[[], list[PathPoint]]) -> list[float]:
+    """The one of a path that is as fast as is asked for."""
+    nearest = min(path(), key=lambda point: abs(point.predicted_speedup - budget.speedup))
     return budget.reach([budget.length * share for share in nearest.retention_config])
 
 
@@ -110,6 +114,8 @@ def compare_profiles(folder: Path, data: TaskData, args: PoWERTrainingArguments,
     path = folder / "fine_tuned"
     base = load_classifier(path, retention_config=None, retention_mode=None)
     runs = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["runs"]
+    # Minutes, and the same for every speed-up.
+    searched_path = cache(partial(path_of, base, data))
     for name, run in product(("learned", "geometric", "unrefined", "calibrated"), runs):
         speedup = run["training"]["speedup"]
         if f"{name} {speedup:g}" in done:
@@ -123,7 +129,7 @@ def compare_profiles(folder: Path, data: TaskData, args: PoWERTrainingArguments,
             "learned": partial(run.get, "retention_config"),
             "geometric": partial(geometric, budget, encoders),
             "unrefined": partial(unrefined, budget, step_2, encoders),
-            "calibrated": partial(calibrated, budget, model, data),
+            "calibrated": partial(calibrated, budget, searched_path),
         }[name]
         model.set_retention(profile(), unit=run["retention_unit"], length=run["retention_length"])
         step = retrain(model, data, training(args, f"{name} {speedup:g}"), teacher=path)

@@ -70,6 +70,8 @@ def settled(target, work):
         # Other kinds are caught nowhere; a bare word is no sentence.
         said = str(error) or "nothing"
     assert not said or re.search(r"\w+ \w+ \w+", said), said
+    # What reads a checkpoint makes a sentence of whatever is raised there, of too little memory too.
+    assert not re.search("MemoryError|bad_alloc|allocat", said), said
     COUNTS[target]["refused" if said else "accepted"] += 1
 
 
