@@ -103,14 +103,16 @@ def wait_as_rank(rank, log):
     os.environ.update(rank)
     number = int(rank["RANK"])
     with open(log, "w") as file, redirect_stdout(file), redirect_stderr(file):
-        dist.init_process_group("gloo", timeout=timedelta(seconds=4))
-        assert on_main(lambda: time.sleep(6)) is None
+        dist.init_process_group("gloo", timeout=timedelta(minutes=5))
+        # Once they have met.
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1), dist.group.WORLD)
+        assert on_main(lambda: time.sleep(3)) is None
         with first_of_each_machine():
             begun = time.time()
-            time.sleep(6 * (1 - number))
+            time.sleep(3 * (1 - number))
         times = [None, None]
-        dist.all_gather_object(times, begun)
-        assert times[1] >= times[0] + 6
+        dist.all_gather_object(times, begun, group=processes._patient(dist.group.WORLD))
+        assert times[1] >= times[0] + 3
 
 
 def test_processes_wait_for_each_other_longer_than_their_network_does(start, as_rank, tmp_path):
