@@ -3,12 +3,15 @@
     python results/compare_searches.py profiles runs/sweeps/mrpc-0
     python results/compare_searches.py defaults runs/sweeps/mrpc-0
     python results/compare_searches.py targets runs/sweeps/mrpc-0
+    python results/compare_searches.py agreements runs/sweeps/mrpc-0
 
 All begin with what a finished `powerbert sweep` left, and take its data, seed and arguments. `profiles` re-trains
 from the fine-tuned weights alike, for every speed-up of the sweep, the learned configuration, a geometric one, the
 learned one before it was refined, and the one on the path that `powerbert calibrate` searches. `defaults` searches and
 re-trains with one default after the other as the paper has it. `targets` searches for 1.5x, 2x, 3x and 5x at half and
-at double the epochs of the sweep, and re-trains nothing. What is in the output already is not done again.
+at double the epochs of the sweep, and re-trains nothing. `agreements` calibrates the fine-tuned model on the tuning
+split, and counts on the reported one which predictions have stayed; of the sweep it needs that model alone. What is in
+the output already is not done again.
 """
 
 import argparse
@@ -30,17 +33,19 @@ from powerbert_hf.agreement import log_probabilities, logits
 from powerbert_hf.arguments import DataArguments, SweepArguments
 from powerbert_hf.benchmark import make_batches
 from powerbert_hf.budget import Budget
+from powerbert_hf.calibration import calibrate
 from powerbert_hf.checkpoint import load_classifier
 from powerbert_hf.cost import predicted_speedup
 from powerbert_hf.data import TaskData, load_data
 from powerbert_hf.files import write_json
 from powerbert_hf.parsing import parse, settle_training
-from powerbert_hf.sensitivity import PathPoint, search_path
-from powerbert_hf.steps import retrain, search_configuration
+from powerbert_hf.sensitivity import PathPoint, comparison, search_path
+from powerbert_hf.steps import evaluate_model, retrain, search_configuration
 from powerbert_hf.tasks import TASKS
 from powerbert_hf.trainer import PoWERTrainingArguments
 
 TARGETS = (1.5, 2.0, 3.0, 5.0)
+AGREEMENTS = (0.99, 0.98)
 # Of the training rows, to search the path of `calibrate` on.
 TEXTS = 512
 
@@ -191,6 +196,36 @@ def check_targets(folder: Path, data: TaskData, args: PoWERTrainingArguments, do
             save()
 
 
+def check_agreements(folder: Path, data: TaskData, args: PoWERTrainingArguments, done: dict, save: Callable) -> None:
+    """Calibrate on the tuning split, and look at the reported one."""
+    unseen = features_of(data.eval, data)
+    for agreement in AGREEMENTS:
+        if f"{agreement:g}" in done:
+            continue
+        model = load_classifier(folder / "fine_tuned", retention_config=None, retention_mode=None)
+        base = evaluate_model(model, data, args)[data.metric]
+        found = calibrate(model, features_of(data.tune, data), agreement, say=print)
+        config = found.chosen.retention_config
+        calibrated = evaluate_model(model, data, args)[data.metric]
+        predicted = predicted_speedup(model.config, torch.tensor(data.eval["length"]))
+        model.set_retention(None)
+        same, _ = comparison(model, unseen)[0](config)
+        done[f"{agreement:g}"] = {
+            "searched": found.searched,
+            "tested": found.tested,
+            "agreement": found.chosen.agreement,
+            "retention_config": config,
+            "tuning": found.chosen.predicted_speedup,
+            "reported": predicted,
+            "texts": len(unseen),
+            "unchanged": int(same.sum()),
+            "metric": data.metric,
+            "base": base,
+            "calibrated": calibrated,
+        }
+        save()
+
+
 def main(what: str, folder: Path) -> None:
     """Do what is not done yet."""
     typed = json.loads((folder / "command.json").read_text(encoding="utf-8"))["typed"]
@@ -200,13 +235,19 @@ def main(what: str, folder: Path) -> None:
     data = load_data(data_args, sweep_args.model, args.seed, fine_tuned=sweep_args.fine_tuned)
     output = folder / f"{what}.json"
     done: dict[str, Any] = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
-    compare = {"profiles": compare_profiles, "defaults": compare_defaults, "targets": check_targets}[what]
-    compare(folder, data, args, done, lambda: write_json(output, done))
+    WHAT[what](folder, data, args, done, lambda: write_json(output, done))
 
+
+WHAT = {
+    "profiles": compare_profiles,
+    "defaults": compare_defaults,
+    "targets": check_targets,
+    "agreements": check_agreements,
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["profiles", "defaults", "targets"])
+    parser.add_argument("what", choices=list(WHAT))
     parser.add_argument("sweep", type=Path, help="folder of a finished `powerbert sweep`")
     options = parser.parse_args()
     main(options.what, options.sweep)

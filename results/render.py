@@ -231,7 +231,10 @@ def main(check: bool) -> int:
             HERE / "README.md",
             {
                 "results": long_list,
-                **{name: partial(searches_table, name) for name in ("sweeps", "profiles", "defaults", "targets")},
+                **{
+                    name: partial(searches_table, name)
+                    for name in ("sweeps", "profiles", "defaults", "targets", "agreements")
+                },
                 "speed": speed_table,
                 "runtimes": runtimes_table,
                 "time": time_table,

@@ -1,7 +1,8 @@
 """What searches for a speed-up are worth, for results/README.md: `searches/` holds what sweeps left, a folder a seed.
 
-`sweep.json` and `command.json` are of `powerbert sweep`; `profiles.json`, `defaults.json` and `targets.json` of
-`compare_searches.py`. Seeds of one task and model belong together. `python results/render.py` calls what is here.
+`sweep.json` and `command.json` are of `powerbert sweep`; `profiles.json`, `defaults.json`, `targets.json` and
+`agreements.json` of `compare_searches.py`. Seeds of one task and model belong together. `python results/render.py`
+calls what is here.
 """
 
 import json
@@ -37,9 +38,10 @@ def _read(name: str) -> dict[str, list[tuple[int, dict[str, Any]]]]:
     """Files of that name with their seeds, by task and model."""
     found = defaultdict(list)
     for path in sorted(HERE.glob(f"*/{name}.json")):
-        run = json.loads(path.with_name("sweep.json").read_text(encoding="utf-8"))["runs"][0]
+        typed = json.loads(path.with_name("command.json").read_text(encoding="utf-8"))["arguments"]
         read = json.loads(path.read_text(encoding="utf-8"))
-        found[f"{run['data']['task']}, {name_of(run['model'])}"].append((run["training"]["seed"], read))
+        group = f"{typed['data']['task']}, {name_of(typed['model']['model'])}"
+        found[group].append((typed["training"].get("seed", 42), read))
     return {group: sorted(ones, key=lambda one: one[0]) for group, ones in found.items()}
 
 
@@ -109,3 +111,26 @@ def targets() -> tuple[list[Row], list[str]]:
                 rows.append((group, str(seed), f"{one['asked']:g}x", steps, *predicted))
                 off.append(abs(one["tuning"] / one["asked"] - 1))
     return rows, [f"farthest from what was asked for, on the tuning split: {max(off):.1%}"] if off else []
+
+
+def agreements() -> tuple[list[Row], list[str]]:
+    """A row for each agreement that was asked for."""
+    rows = [
+        ("task and model", "seed", "asked for", "texts", "predicted", "stays, unseen texts", "metric", "configuration")
+    ]
+    for group, ones in _read("agreements").items():
+        for seed, found in ones:
+            for asked, one in found.items():
+                rows.append(
+                    (
+                        group,
+                        str(seed),
+                        f"{float(asked):.0%}",
+                        f"{one['searched']:,} and {one['tested']:,}",
+                        f"{one['tuning']:.2f}x, {one['reported']:.2f}x",
+                        f"{one['unchanged'] / one['texts']:.2%} of {one['texts']:,}",
+                        f"{100 * one['base']:.2f}, {100 * one['calibrated']:.2f}",
+                        _shares(one["retention_config"]),
+                    )
+                )
+    return rows, []
