@@ -23,11 +23,15 @@ Row = tuple[str, ...]
 
 def mean_and_interval(differences: Sequence[float], unit: str) -> str:
     """Mean of paired differences with its 95 % interval by Student's t, where there is more than one."""
-    mean = statistics.mean(differences)
     if len(differences) == 1:
-        return f"{mean:+.2f} {unit}, one seed"
-    half = t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
+        return f"{differences[0]:+.2f} {unit}, one seed"
+    mean, half = _mean_and_half(differences)
     return f"{mean:+.2f} {unit} ({mean - half:+.2f} to {mean + half:+.2f}, {len(differences)} seeds)"
+
+
+def _mean_and_half(differences: Sequence[float]) -> tuple[float, float]:
+    half = t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
+    return statistics.mean(differences), half
 
 
 def _shares(config: Sequence[int | float]) -> str:
@@ -79,7 +83,7 @@ def _compared(file: str, ours: str) -> tuple[list[Row], list[str]]:
     rows = [("task and model", "asked for", "seed", "configuration", "predicted", "metric", "divergence")]
     said = []
     for group, ones in _read(file).items():
-        differences = defaultdict(list)
+        differences, of_texts = defaultdict(list), defaultdict(list)
         for seed, found in ones:
             for key, one in found.items():
                 name, asked = key.split()
@@ -91,11 +95,16 @@ def _compared(file: str, ours: str) -> tuple[list[Row], list[str]]:
                     (group, f"{asked}x", str(seed), shown, f"{one['predicted_speedup']:.2f}x", metrics, divergence)
                 )
                 if name != ours:
-                    differences[asked, name].append(100 * (found[f"{ours} {asked}"]["reported"] - one["reported"]))
-        said += [
-            f"{group}, {asked}x, {ours} less {name}: {mean_and_interval(ones, 'points')}"
-            for (asked, name), ones in sorted(differences.items())
-        ]
+                    best = found[f"{ours} {asked}"]
+                    differences[asked, name].append(100 * (best["reported"] - one["reported"]))
+                    pairs = zip(best["reported_divergence"], one["reported_divergence"], strict=True)
+                    of_texts[asked, name] += [left - right for left, right in pairs]
+        for (asked, name), points in sorted(differences.items()):
+            mean, half = _mean_and_half(of_texts[asked, name])
+            said.append(
+                f"{group}, {asked}x, {ours} less {name}: {mean_and_interval(points, 'points')}; divergence "
+                f"{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f} over the texts)"
+            )
     return rows, said
 
 
