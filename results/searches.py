@@ -98,9 +98,12 @@ def _compared(file: str, ours: str) -> tuple[list[Row], list[str]]:
                     best = found[f"{ours} {asked}"]
                     differences[asked, name].append(100 * (best["reported"] - one["reported"]))
                     pairs = zip(best["reported_divergence"], one["reported_divergence"], strict=True)
-                    of_texts[asked, name] += [left - right for left, right in pairs]
+                    of_texts[asked, name].append([left - right for left, right in pairs])
         for (asked, name), points in sorted(differences.items()):
-            mean, half = _mean_and_half(of_texts[asked, name])
+            # The texts of all seeds are the same.
+            mean, half = _mean_and_half(
+                [statistics.mean(of_one) for of_one in zip(*of_texts[asked, name], strict=True)]
+            )
             said.append(
                 f"{group}, {asked}x, {ours} less {name}: {mean_and_interval(points, 'points')}; divergence "
                 f"{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f} over the texts)"

@@ -11,7 +11,14 @@ if "TESTS_HOME" not in os.environ:
     # Whatever somebody has in a cache of their own; the processes that a run of the tests starts share one.
     os.environ["TESTS_HOME"] = os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="powerbert-tests-")
     atexit.register(shutil.rmtree, os.environ["TESTS_HOME"], ignore_errors=True)
-    for name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_TOKEN"):
+    for name in (
+        "HF_DATASETS_CACHE",
+        "HF_HUB_CACHE",
+        "HUGGINGFACE_HUB_CACHE",
+        "HF_TOKEN",
+        "HUGGING_FACE_HUB_TOKEN",
+        "HF_TOKEN_PATH",
+    ):
         os.environ.pop(name, None)
 
 import logging

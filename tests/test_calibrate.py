@@ -102,7 +102,8 @@ def test_seed_decides_and_batches_do_not():
         for batch_size, seed in ((32, 0), (7, 0), (32, 1))
     )
     # Sums of other batches may differ in their last bits, and a configuration hang on these.
-    for one, same in zip(first.tried, again.tried, strict=False):
+    assert abs(len(first.tried) - len(again.tried)) <= 1
+    for one, same in [*zip(first.tried, again.tried, strict=False), (first.chosen, again.chosen)]:
         assert one.predicted_speedup == pytest.approx(same.predicted_speedup, rel=0.05)
         assert one.agreement == pytest.approx(same.agreement, abs=0.05)
     assert first != other

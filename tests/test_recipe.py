@@ -309,17 +309,25 @@ def test_memory_that_is_too_small_is_said_in_a_sentence(inputs, monkeypatch, cap
 
     monkeypatch.setattr(PoWERTrainer, "train", allocate)
     assert cli.main(["train", *inputs]) == 2
-    assert "memory is too small for this; lower `--per-device-train-batch-size`" in capsys.readouterr().err
+    assert "memory is too small; lower `--per-device-train-batch-size`" in capsys.readouterr().err
 
 
 def test_the_paper_pads_to_the_longest_input_where_no_length_is_given(inputs, rows, tokenizer, tmp_path, monkeypatch):
-    padded = []
-    monkeypatch.setattr(recipe, "run_recipe", lambda _, data, *args, **named: padded.append(data.padded_to) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["train", *inputs, "--paper"])
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["train", *inputs, "--paper", "--max-length=30"])
-    assert padded == [max(len(tokenizer(row["text"])["input_ids"]) for row in rows), 30]
+    seen = []
+    monkeypatch.setattr(recipe, "run_recipe", lambda _, data, *args, **named: seen.append(data) or 1 / 0)
+    texts = [row["text"] for row in rows]
+    # One that nothing is trained on is longer.
+    longer = [{**rows[0], "text": " ".join(["good film"] * 25)}, *rows[1:3]]
+    Dataset.from_list(longer).to_csv(tmp_path / "eval.csv")
+    for options in ([], ["--max-length=30"]):
+        with pytest.raises(ZeroDivisionError):
+            cli.main(["train", *inputs, "--paper", *options])
+    padded, given = seen
+    assert padded.padded_to == max(padded.train["length"]) <= max(len(tokenizer(text)["input_ids"]) for text in texts)
+    assert given.padded_to == 30
+    columns = ["input_ids", "attention_mask", "labels"]
+    batches = [padded.collator(split.select_columns(columns).to_list()) for split in (padded.train, padded.eval)]
+    assert [batch["input_ids"].shape[1] for batch in batches] == [padded.padded_to, 52]
 
 
 def test_words_are_a_unit_too(inputs, tmp_path):

@@ -40,8 +40,8 @@ class Agreement:
 def logits(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     """One pass: (inputs, labels)."""
     parts = [model(**batch).logits for batch in batches]
-    if parts[0].is_cuda:
-        torch.cuda.synchronize()
+    if parts[0].device.type != "cpu":
+        torch.accelerator.synchronize()
     return torch.cat(parts)
 
 
@@ -140,5 +140,6 @@ def compare(ours: PreTrainedModel, stock: PreTrainedModel, batches: Sequence[Bat
             pearson = torch.corrcoef(torch.stack([answers.flatten(), expected.flatten()]))[0, 1].item()
             correlation = None if math.isnan(pearson) else pearson
     else:
-        same = unchanged(answers, expected, config.problem_type).double().mean().item()
+        # Not the mean in float64, which not every accelerator has.
+        same = int(unchanged(answers, expected, config.problem_type).sum()) / len(expected)
     return Agreement(apart(full, expected), rounding, apart(answers, expected), same, correlation)

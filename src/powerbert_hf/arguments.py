@@ -5,13 +5,15 @@
 from dataclasses import dataclass, field
 
 
-def split_names(typed: list[str] | None) -> list[str] | None:
+def split_names(typed: str | list[str] | None) -> list[str] | None:
     """Names of columns, which may be parted by commas too.
 
     Example:
-        >>> split_names(["title,body", "topic"])
-        ['title', 'body', 'topic']
+        >>> split_names(["title,body", "topic"]), split_names("topic")
+        (['title', 'body', 'topic'], ['topic'])
     """
+    if isinstance(typed, str):
+        typed = [typed]
     return [name for part in typed or [] for name in part.split(",")] or None
 
 

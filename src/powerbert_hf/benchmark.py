@@ -131,19 +131,27 @@ class Measurement:
         }
 
 
-def hardware() -> dict[str, Any]:
-    """What the numbers were measured on."""
+def hardware(device: torch.device | None = None) -> dict[str, Any]:
+    """What the numbers were measured on.
+
+    Args:
+        device: of the model; `None` is the one that torch takes by itself.
+    """
     processor = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         processor = names[0] if names else processor
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    if device is None and torch.accelerator.is_available():
+        device = torch.accelerator.current_accelerator()
+    accelerator = "none" if device is None or device.type == "cpu" else device.type
+    if accelerator == "cuda":
+        accelerator = torch.cuda.get_device_name()
     return {
         # What is fast in which dtype hangs on this more than on the name.
         "processor": f"{processor}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
-        "accelerator": device,
+        "accelerator": accelerator,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

@@ -309,7 +309,8 @@ def trained_for(training: dict[str, Any]) -> str:
         '3 epochs in batches of 32'
     """
     steps = training.get("max_steps", -1)
-    long = f"{steps:,} optimizer steps" if steps > 0 else f"{training['num_train_epochs']:g} epochs"
+    number, unit = (steps, "optimizer step") if steps > 0 else (training["num_train_epochs"], "epoch")
+    long = f"{number:g} {unit}{'' if number == 1 else 's'}"
     rows = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1)
     return f"{long} in batches of {rows * training.get('world_size', 1) * max(1, training.get('n_gpu', 1))}"
 

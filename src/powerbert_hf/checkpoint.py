@@ -194,8 +194,7 @@ def load_classifier(
         raise ValueError(
             f"The model must have a trained classification head, got none in {model}; fine-tune it first."
         )
-    # What else some checkpoints ask for, nobody here reads: it would be gathered of whole splits.
-    loaded.config.output_hidden_states = loaded.config.output_attentions = False
+    # Whoever has a tuple must count in it.
     loaded.config.return_dict = True
     return loaded
 

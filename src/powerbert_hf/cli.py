@@ -36,10 +36,13 @@ from .parsing import parse, parse_for_model, settle, settle_stream, settle_train
 from .run_folder import check_data, check_folder, sole_use, write_command
 from .stopping import Terminated, on_sigterm
 
-_NO_ROOM = (
-    "the accelerator's memory is too small for this; lower `--per-device-train-batch-size` (with "
-    "`--gradient-accumulation-steps` as many rows make a step), or `--max-length`; or say `--use-cpu`"
-)
+# What to do where the memory of an accelerator is too small, by command.
+_LOWER = {
+    "train": "lower `--per-device-train-batch-size`, with `--gradient-accumulation-steps` for as many rows a step, or "
+    "`--max-length`, in another `--output-dir`",
+    "evaluate": "lower `--per-device-eval-batch-size`",
+}
+_LOWER["sweep"] = _LOWER["train"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .processes import MainProcessFailed
 
         if isinstance(error, OutOfMemoryError):
-            print(f"powerbert {known.command}: {_NO_ROOM}", file=sys.stderr)
+            remedy = _LOWER.get(known.command, "lower `--batch-size`")
+            print(f"powerbert {known.command}: the accelerator's memory is too small; {remedy}.", file=sys.stderr)
         elif not isinstance(error, MainProcessFailed):
             raise
         return 2
@@ -192,8 +196,8 @@ def run_training(recipe_args: RecipeArguments, data_args: DataArguments, args: A
         from .sweep import fastest_within
 
         if recipe_args.paper:
-            given = data_args.max_length or (data_args.task and data.source["max_length"])
-            data = replace(data, padded_to=given or data.longest)
+            known = data_args.max_length is not None or data_args.task is not None
+            data = replace(data, padded_to=data.source["max_length"] if known else data.retention_length)
         named: dict[str, Any] = {"unit": recipe_args.retention_unit, "fine_tuned": recipe_args.fine_tuned, "say": _say}
         if recipe_args.max_drop is None:
             result = run_recipe(recipe_args.model, data, args, **named)

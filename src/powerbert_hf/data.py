@@ -26,6 +26,15 @@ logger = logging.getLogger(__name__)
 _TUNING_ROWS = 2000
 
 
+class PadToLength(DataCollatorWithPadding):
+    """Pads to `max_length`, or to a batch's longest input: those that were not trained on may be longer."""
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """See `DataCollatorWithPadding`."""
+        length = max(self.max_length or 0, *(len(row["input_ids"]) for row in features))
+        return DataCollatorWithPadding(self.tokenizer, self.padding, length)(features)
+
+
 @dataclass(frozen=True)
 class TaskData:
     """Tokenised data, ready for a `Trainer`.
@@ -65,18 +74,11 @@ class TaskData:
         return self.padded_to or max(self.train["length"])
 
     @property
-    def longest(self) -> int:
-        """Word-pieces of the longest input of all splits; of a stream, where inputs are cut."""
-        if isinstance(self.train, IterableDataset):
-            return self.source["max_length"]
-        return max(max(split["length"]) for split in (self.train, self.tune, self.eval))
-
-    @property
     def collator(self) -> DataCollatorWithPadding:
         """For the `data_collator` of a `Trainer`."""
         if self.padded_to is None:
             return DataCollatorWithPadding(self.tokenizer)
-        return DataCollatorWithPadding(self.tokenizer, padding="max_length", max_length=self.padded_to)
+        return PadToLength(self.tokenizer, padding="max_length", max_length=self.padded_to)
 
     @property
     def label_fields(self) -> dict[str, Any]:

@@ -262,7 +262,7 @@ def _report(
                 "seed",
             )
         },
-        "hardware": hardware(),
+        "hardware": hardware(args.device),
     }
     write_json(root / "report.json", report)
     return report

@@ -22,8 +22,14 @@ Row = dict[str, Any]
 _TABLES = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet", "arrow": "arrow"}
 _LINES = {"txt": "text"}
 ENDINGS = sorted((*_TABLES, *_LINES))
-# What `datasets` writes of files.
-_NO_TABLES = ("dataset_info.json", "dataset_infos.json")
+# How a reader of `datasets` takes a file as it is.
+READER_OPTIONS: dict[str, dict[str, Any]] = {
+    # Only an empty field is a missing one: "None" and "NA" are words.
+    "csv": {"keep_default_na": False, "na_values": [""], "index_col": False},
+    # Where a column holds texts and numbers, it would make json of both. `None`, the other value that it knows, is
+    # forgotten where it reads a folder.
+    "json": {"on_mixed_types": "refuse"},
+}
 # What to do with a file that cannot be read.
 REPAIR = "repair or convert it, a text file to UTF-8"
 # Characters that a field of csv may have; one that is longer began with a quotation mark that was not meant.
@@ -63,21 +69,8 @@ def dataset_reader(path: str | Path, lines: bool = False) -> tuple[str, dict[str
     # Taken for a pattern otherwise.
     options: dict[str, Any] = {"data_files": glob.escape(str(path))}
     if readers[ending] == "csv":
-        # Only an empty field is a missing one: "None" and "NA" are words.
-        options |= {"sep": "\t" if ending == "tsv" else ",", "keep_default_na": False, "na_values": [""]}
-        options["index_col"] = False
-    if readers[ending] == "json":
-        # Where a column holds texts and numbers, it would make json of both. `None`, the other value that it knows, is
-        # forgotten where it reads a folder.
-        options["on_mixed_types"] = "refuse"
-    return readers[ending], options
-
-
-def find_tables(folder: str | Path) -> list[Path]:
-    """The files below a folder that [`dataset_reader`] knows, without hidden ones and what tells of the others."""
-    files = (path for path in Path(folder).rglob("*") if _ending(path) in _TABLES and path.name not in _NO_TABLES)
-    shown = (path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    return sorted(path for path in shown if path.is_file())
+        options["sep"] = "\t" if ending == "tsv" else ","
+    return readers[ending], options | READER_OPTIONS.get(readers[ending], {})
 
 
 def check_table(path: str | Path) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 
 from .files import InUse, check_free, take, write_json
 
-# How many processes tokenise, and when checkpoints are written, changes nothing; and steps that are finished serve
-# another goal as well.
-_MAY_CHANGE = ("num_proc", "speedups", "max_drop", "plot", "save_strategy", "save_steps", "save_total_limit")
+# How many processes tokenise changes nothing, and steps that are finished serve another goal as well.
+_MAY_CHANGE = {"num_proc", "speedups", "max_drop", "plot"}
+# Nor does it when checkpoints are written, unless one of them is chosen.
+_WHEN_SAVED = {"save_strategy", "save_steps", "save_total_limit"}
 
 # What the steps leave there, each a model.
 _STEPS = ("fine_tuned", "searched", "final")
@@ -120,7 +121,8 @@ def _settled(arguments: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in arguments.items():
         found |= value if isinstance(value, dict) else {name: value}
-    return {name: value for name, value in found.items() if name not in _MAY_CHANGE}
+    left_out = _MAY_CHANGE if found.get("load_best_model_at_end") else _MAY_CHANGE | _WHEN_SAVED
+    return {name: value for name, value in found.items() if name not in left_out}
 
 
 def write_command(

@@ -58,7 +58,7 @@ def _measurements(options: BenchmarkArguments) -> Iterator[dict[str, Any]]:
         "retention_config": config.retention_config,
         "retention_unit": config.retention_unit,
         "seed": options.seed,
-        "hardware": hardware(),
+        "hardware": hardware(torch.device(options.device)),
     }
     compiled = ["ours-compiled"] if "d" in options.baselines else []
     ways = [*options.baselines, "e" if smaller is not None else "c", "ours", "ours-arrival", *compiled]

@@ -21,7 +21,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .callbacks import LeaveWhenTold
+from .callbacks import LeaveWhenTold, ObeyNewSteps
 from .checkpoint import load_classifier
 from .cost import predicted_speedup
 from .data import TaskData
@@ -228,7 +228,7 @@ def check_model(model: str | Path, data: TaskData, fine_tuned: bool) -> PreTrain
 
 
 def check_training(args: PoWERTrainingArguments, data: TaskData) -> None:
-    """Refuse what a training would stumble over only once its first epoch is done.
+    """Refuse what a training or a measurement would stumble over, perhaps only once its first epoch is done.
 
     Args:
         args: of the training.
@@ -244,12 +244,16 @@ def check_training(args: PoWERTrainingArguments, data: TaskData) -> None:
         )
     if args.batch_eval_metrics:
         raise ValueError("`--batch-eval-metrics` is not served: metrics are those of a whole split; leave it out.")
-    best, known = args.metric_for_best_model, ("loss", *METRICS[data.problem_type])
+    known = ("loss", *METRICS[data.problem_type])
+    best = args.metric_for_best_model
     if best is not None and best.removeprefix("eval_") not in known:
         raise ValueError(f"`--metric-for-best-model` must be one of {', '.join(known)} here, got {best!r}.")
 
 
 def _trainer(model: PreTrainedModel, data: TaskData, args: PoWERTrainingArguments, **more: Any) -> PoWERTrainer:
+    check_training(args, data)
+    # What else some checkpoints ask for, nobody reads: it would be gathered of whole splits.
+    model.config.output_hidden_states = model.config.output_attentions = False
     trainer = PoWERTrainer(
         model=model,
         args=args,
@@ -273,6 +277,7 @@ def _run(trainer: PoWERTrainer) -> None:
     """
     args = trainer.args
     trainer.add_callback(LeaveWhenTold(trainer.accelerator))
+    trainer.add_callback(ObeyNewSteps())
     last = on_main(lambda: _last_complete_checkpoint(args.output_dir, args.world_size))
     with writing(args.output_dir), on_sigterm(trainer.accelerator.set_trigger):
         trainer.train(resume_from_checkpoint=last)

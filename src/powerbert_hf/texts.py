@@ -4,6 +4,7 @@
 
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from .checkpoint import reading
-from .rows import REPAIR, check_table, dataset_reader, find_tables
+from .rows import READER_OPTIONS, REPAIR, check_table, dataset_reader
 from .tasks import Task
 
 # How a reader of `datasets` takes a file as one piece, however long it is; json counts bytes.
@@ -49,8 +50,8 @@ def read_folder(folder: str, subset: str | None = None, streaming: bool = False)
     """Read the splits of a folder, as `datasets` tells them apart, each file as [`read_file`] does.
 
     Args:
-        folder: holds files of one kind.
-        subset: of a folder whose `README.md` names several.
+        folder: of files; its `README.md` may say which are which.
+        subset: of them, where there are several.
         streaming: see [`read_file`].
 
     Returns:
@@ -59,27 +60,23 @@ def read_folder(folder: str, subset: str | None = None, streaming: bool = False)
     Raises:
         ValueError: for a file that cannot be read.
     """
-    files = find_tables(folder)
-    readers = [dataset_reader(path) for path in files]
-    (reader, options), *others = readers or [("", {})]
-    options.pop("data_files", None)
-    if any({**other, "data_files": None} != {**options, "data_files": None} for _, other in others):
-        # Of several kinds `datasets` chooses one.
-        reader, options = "", {}
-    if not streaming:
-        for path in files:
+    builder = datasets.load_dataset_builder(folder, subset)
+    separator = getattr(builder.config, "sep", None)
+    for path in chain.from_iterable((builder.config.data_files or {}).values()):
+        if not streaming and separator == {".csv": ",", ".tsv": "\t"}.get(Path(path).suffix.lower(), ""):
             check_table(path)
-    return _load(folder, reader, streaming, {**options, "name": subset})
+    options = READER_OPTIONS.get(builder.name, {})
+    return _load(folder, builder.name, streaming, {**options, "name": subset})
 
 
-def _load(path: str, reader: str, streaming: bool, options: dict[str, Any]) -> Any:
+def _load(source: str, reader: str, streaming: bool, options: dict[str, Any]) -> Any:
     try:
-        return datasets.load_dataset(path, streaming=streaming, **options)
+        return datasets.load_dataset(source, streaming=streaming, **options)
     except (ValueError, datasets.exceptions.DatasetGenerationError):
         if streaming or reader not in _AT_ONCE:
             raise
         # What type a column has, `datasets` tells by its first rows, and later ones need not fit.
-        return datasets.load_dataset(path, streaming=streaming, **{**options, **_AT_ONCE[reader]})
+        return datasets.load_dataset(source, streaming=streaming, **{**options, **_AT_ONCE[reader]})
 
 
 def choose_texts(

@@ -27,7 +27,6 @@ from .callbacks import (
     ClampRetentionWeights,
     FiniteGradients,
     HoldBudget,
-    ObeyNewSteps,
     RefineMasses,
     TellSamplerEpoch,
     finite_masses,
@@ -208,7 +207,6 @@ class PoWERTrainer(Trainer):
             self.teacher = teacher.to(self.args.device).eval()
         self._since_last_log: dict[str, list[Tensor]] = defaultdict(list)
         self.add_callback(FiniteGradients())
-        self.add_callback(ObeyNewSteps())
         self.add_callback(TellSamplerEpoch())
         weights = self._retention_weights
         if weights is None:
