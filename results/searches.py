@@ -137,7 +137,7 @@ def agreements() -> tuple[list[Row], list[str]]:
                     (
                         group,
                         str(seed),
-                        f"{float(asked):.0%}",
+                        f"{100 * float(asked):g} %",
                         f"{one['searched']:,} and {one['tested']:,}",
                         f"{one['tuning']:.2f}x, {one['reported']:.2f}x",
                         f"{one['unchanged'] / one['texts']:.2%} of {one['texts']:,}",

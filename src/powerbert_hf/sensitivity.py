@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much each encoder's word-vectors matter to a model's answers, and the configurations that follow from it.
 
-Forward passes on unlabelled texts are enough. What is measured is the mean Kullback-Leibler divergence of the answers
-from those at full retention: predictions themselves are too few to steer by, as on some hundred texts hardly one
-changes. `D_j(f)` is that of a model whose encoders from j on keep a share f of the word-vectors, those before j all.
+Forward passes on unlabelled texts are enough. What is measured is how far the answers move from those at full
+retention, by their total variation distance: the share that would change if answers were drawn from the distributions.
+Of the likeliest answers themselves, on some hundred texts, hardly one changes; and a Kullback-Leibler divergence minds
+most what moves far, which need not be what changes. `D_j(f)` is the distance of a model whose encoders from j on keep
+a share f of the word-vectors, those before j all.
 
 A configuration is then taken to lose `sum_j S(D_j(f_j)) - S(D_j(f_(j-1)))`: each encoder pays for the word-vectors
 that end there, for those alone. `S(D) = -log(1 - D / D_max)` is close to `D / D_max` while that is small; but answers
@@ -22,7 +24,6 @@ import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
-from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
 from .agreement import log_probabilities, logits, unchanged
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 # Shares that are measured, for every encoder; between them D is interpolated, monotonically.
 _MEASURED = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-# D_max over the largest divergence that was measured.
+# D_max over the largest distance that was measured.
 _FARTHEST = 1.05
 # Shares that a configuration is made of.
 _SHARES = tuple(round(1 - step * 0.025, 3) for step in range(37))
@@ -50,12 +51,12 @@ class PathPoint:
     Args:
         retention_config: L fractions.
         predicted_speedup: stock's multiply-accumulates over this configuration's, on the texts searched on.
-        divergence: of its answers, as the sum over encoders has it; in nats, a mean over texts.
+        distance: of its answers, as the sum over encoders has it; a share, the mean over texts.
     """
 
     retention_config: list[float]
     predicted_speedup: float
-    divergence: float
+    distance: float
 
 
 class _Partial(NamedTuple):
@@ -101,7 +102,7 @@ def comparison(
 
     Returns:
         A function of a configuration in fractions, which the model has afterwards: whose prediction is the same, (N,)
-        booleans from the shortest input to the longest, and the divergence. And the logits at full retention.
+        booleans from the shortest input to the longest, and the distance. And the logits at full retention.
 
     Raises:
         ValueError: for a model that does not answer with finite logits.
@@ -121,9 +122,10 @@ def comparison(
 
     def compare(entries: Sequence[float]) -> tuple[Tensor, float]:
         found = answers(entries)
-        given, wanted = (log_probabilities(each, config.problem_type) for each in (found, expected))
-        divergence = kl_div(given, wanted, log_target=True, reduction="sum")
-        return unchanged(found, expected, config.problem_type), divergence.item() / len(expected)
+        given, wanted = (log_probabilities(each, config.problem_type).exp() for each in (found, expected))
+        # Of several labels a text the sum.
+        distance = (given - wanted).abs().sum().item() / 2
+        return unchanged(found, expected, config.problem_type), distance / len(expected)
 
     return compare, expected
 
@@ -171,7 +173,7 @@ def search_path(
             for place, share in enumerate(_MEASURED, start=1):
                 measured[encoder, place] = compare(whole([1.0] * encoder + [share] * (last - encoder)))[1]
             said = ", ".join(f"{measured[encoder, place]:.2g} at {_MEASURED[place - 1]:.0%}" for place in (2, 4, 6, 8))
-            say(f"searching: encoder {encoder + 1} of {last}: divergence {said}")
+            say(f"searching: encoder {encoder + 1} of {last}: answers move by {said}")
         measured = np.maximum.accumulate(measured, axis=1)
         farthest = _FARTHEST * measured.max(initial=0.0) or 1.0
         losses = -np.log1p(-measured / farthest)
