@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.nn.functional import kl_div
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from powerbert_hf.agreement import log_probabilities, logits
-from powerbert_hf.arguments import DataArguments, SweepArguments
+from powerbert_hf.arguments import CalibrateArguments, DataArguments, SweepArguments
 from powerbert_hf.benchmark import make_batches
 from powerbert_hf.budget import Budget
 from powerbert_hf.calibration import calibrate
@@ -42,12 +42,11 @@ from powerbert_hf.parsing import parse, settle_training
 from powerbert_hf.sensitivity import PathPoint, comparison, search_path
 from powerbert_hf.steps import evaluate_model, retrain, search_configuration
 from powerbert_hf.tasks import TASKS
-from powerbert_hf.texts import tokenize
+from powerbert_hf.texts import tokenize_texts
 from powerbert_hf.trainer import PoWERTrainingArguments
 
 TARGETS = (1.5, 2.0, 3.0, 5.0)
 AGREEMENTS = (0.99, 0.9875, 0.985)
-MOST_TEXTS = 4096
 # Of the training rows, to search the path of `calibrate` on.
 TEXTS = 512
 
@@ -198,30 +197,30 @@ def check_targets(folder: Path, data: TaskData, args: PoWERTrainingArguments, do
             save()
 
 
-def untrained(data: TaskData) -> list[dict[str, Any]]:
+def untrained(data: TaskData, config: PreTrainedConfig) -> list[dict[str, Any]]:
     """Rows of the training split that are not among those trained on, as many as `calibrate` takes."""
+    most = CalibrateArguments.inputs
     rows, _ = load_splits(*(data.source[name] for name in ("dataset", "subset", "train_file", "eval_file")))
     trained_on = {tuple(ids) for ids in data.train["input_ids"]}
-    rows = rows.shuffle(seed=0).select(range(min(len(rows), len(trained_on) + 2 * MOST_TEXTS)))
-    tokens = tokenize(rows, data.source["text_columns"], [0] * len(rows), data.tokenizer, data.source["max_length"])
-    left = [row for row in features_of(tokens, data) if tuple(row["input_ids"]) not in trained_on]
-    return left[:MOST_TEXTS]
+    rows = rows.shuffle(seed=0).select(range(min(len(rows), len(trained_on) + 2 * most)))
+    inputs = tokenize_texts(rows, data.source["text_columns"], data.tokenizer, config, data.source["max_length"])
+    return [row for row in inputs if tuple(row["input_ids"]) not in trained_on][:most]
 
 
 def check_agreements(folder: Path, data: TaskData, args: PoWERTrainingArguments, done: dict, save: Callable) -> None:
     """Calibrate on rows that the model was not trained on, and look at the reported split."""
-    unseen, texts = features_of(data.eval, data), untrained(data)
+    model = load_classifier(folder / "fine_tuned", retention_config=None, retention_mode=None)
+    unseen, texts = features_of(data.eval, data), untrained(data, model.config)
+    base = evaluate_model(model, data, args)[data.metric]
     for agreement in AGREEMENTS:
         if f"{agreement:g}" in done:
             continue
-        model = load_classifier(folder / "fine_tuned", retention_config=None, retention_mode=None)
-        base = evaluate_model(model, data, args)[data.metric]
         found = calibrate(model, texts, agreement, say=print)
         config = found.chosen.retention_config
         calibrated = evaluate_model(model, data, args)[data.metric]
         predicted = predicted_speedup(model.config, torch.tensor(data.eval["length"]))
-        model.set_retention(None)
         same, _ = comparison(model, unseen)[0](config)
+        model.set_retention(None)
         done[f"{agreement:g}"] = {
             "searched": found.searched,
             "tested": found.tested,
