@@ -22,7 +22,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from .cost import multiply_accumulates_of, predicted_speedup, stock_encoder_multiply_accumulates
-from .retention import clamp_retention_weights, retention_config_from_mass, retention_mass
+from .retention import retention_config_from_mass, retention_mass
 
 # Share of the search in which the budget falls from the stock model's cost to what was asked for.
 _FALLING = 0.3
@@ -116,14 +116,15 @@ class Budget:
 
         Returns:
             (L, R): 1 below the mass, 0 beyond it, falling in a straight line between, over a quarter of R at most.
+            They add up to the masses exactly: masses are read off their weights again in each step of a search, and
+            would creep otherwise.
         """
-        length = self.length
         masses = masses[:, None]
-        width = torch.minimum(masses, length - masses).mul(2).clamp(min=1.0, max=max(1.0, _RAMP * length))
-        ranks = torch.arange(length, dtype=masses.dtype) + 0.5
-        weights = (0.5 + (masses - ranks) / width).clamp(0.0, 1.0)
-        clamp_retention_weights(weights)
-        return weights
+        # [CLS] stays above the ramp. Over a whole number of ranks, what is cut off at its ends is as much as is added.
+        widest = max(1, int(_RAMP * self.length))
+        width = torch.minimum(masses - 1, self.length - masses).mul(2).floor().clamp(min=1, max=widest)
+        ranks = torch.arange(self.length, dtype=masses.dtype) + 0.5
+        return (0.5 + (masses - ranks) / width).clamp(0.0, 1.0)
 
     def share_out(self, retention_weights: Tensor, gradient: Tensor) -> Tensor:
         """Which encoders gain more from a word-vector than it costs, compared with the others.
