@@ -22,7 +22,7 @@ class Options:
 
     model: str = field(default="bert-base-uncased", metadata={"help": "Hub id or folder of a BERT checkpoint."})
     train_file: str | None = field(default=None, metadata={"help": "csv file with the columns text and label."})
-    output_dir: str = field(default="faster", metadata={"help": "Takes the faster model."})
+    output_dir: str = field(default="runs/fine_tune", metadata={"help": "Takes the faster model."})
     epochs: float = field(default=3.0, metadata={"help": "Of each of the three steps."})
     smoke: bool = field(default=False, metadata={"help": "A few steps on generated texts."})
 

@@ -28,7 +28,7 @@ class Options:
 
     model: str | None = field(default=None, metadata={"help": "Hub id or folder of a fine-tuned classifier."})
     texts: str | None = field(default=None, metadata={"help": "A text a line."})
-    output_dir: str = field(default="faster", metadata={"help": "Takes the faster model."})
+    output_dir: str = field(default="runs/long_reviews", metadata={"help": "Takes the faster model."})
     batch_size: int = field(default=16, metadata={"help": "Texts in a batch."})
     smoke: bool = field(default=False, metadata={"help": "On generated texts, with a model that has learned nothing."})
 

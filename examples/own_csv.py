@@ -11,11 +11,11 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import load_dataset
 from transformers import HfArgumentParser
 
 from powerbert_hf import cli
 from powerbert_hf.demo import make_demo
+from powerbert_hf.texts import read_file
 
 
 @dataclass
@@ -39,10 +39,9 @@ def main(options: Options) -> int:
         options.model, options.csv_file = inputs["model"], inputs["eval-file"]
         more = ["--max-steps=3", "--max-train-samples=60", "--max-eval-samples=30", "--disable-tqdm=true"]
     folder = Path(f"{options.output_dir}-split")
-    if not folder.is_dir():
-        splits = load_dataset("csv", data_files=options.csv_file, split="train").train_test_split(0.1, seed=0)
-        for name, rows in splits.items():
-            rows.to_csv(folder / f"{name}.csv")
+    # Always the same rows: a run that goes on says so if the file has changed.
+    for name, rows in read_file(options.csv_file).train_test_split(0.1, seed=0).items():
+        rows.to_csv(folder / f"{name}.csv")
     training = [
         f"--model={options.model}",
         f"--train-file={folder / 'train.csv'}",

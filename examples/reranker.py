@@ -59,7 +59,7 @@ class Options:
     pairs_file: str | None = field(default=None, metadata={"help": "csv file with the columns query and passage."})
     keep: list[float] | None = field(default=None, metadata={"help": "Share of word-vectors kept, per encoder."})
     batch_size: int = field(default=32, metadata={"help": "Pairs in a batch."})
-    output_dir: str = field(default="faster", metadata={"help": "Takes the faster model."})
+    output_dir: str = field(default="runs/reranker", metadata={"help": "Takes the faster model."})
     smoke: bool = field(default=False, metadata={"help": "On a tiny model made on the spot."})
 
 

@@ -24,7 +24,7 @@ class Options:
 
     model: str | None = field(default=None, metadata={"help": "Hub id or folder of a fine-tuned BERT classifier."})
     train_file: str | None = field(default=None, metadata={"help": "csv file with the columns text and label."})
-    output_dir: str = field(default="faster", metadata={"help": "Takes the faster model."})
+    output_dir: str = field(default="runs/with_your_own_trainer", metadata={"help": "Takes the faster model."})
     epochs: float = field(default=3.0, metadata={"help": "Of the search, and of the re-training."})
     smoke: bool = field(default=False, metadata={"help": "A few steps on generated texts."})
 

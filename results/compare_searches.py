@@ -87,8 +87,9 @@ def divergences(model: PreTrainedModel, base: PreTrainedModel, rows: Dataset, da
 
     Of texts as few as those of a tuning split it tells more than their labels do.
     """
-    batches = make_batches(features_of(rows, data), 32, torch.device("cpu"))
-    found, wanted = (log_probabilities(logits(one.eval(), batches), data.problem_type) for one in (model, base))
+    batches = make_batches(features_of(rows, data), 32, model.device)
+    models = model.eval(), base.to(model.device).eval()
+    found, wanted = (log_probabilities(logits(one, batches), data.problem_type) for one in models)
     found = kl_div(found, wanted, log_target=True, reduction="none").flatten(1).sum(dim=1)
     return [round(text, 6) for text in found.tolist()]
 
@@ -185,7 +186,8 @@ def check_targets(folder: Path, data: TaskData, args: PoWERTrainingArguments, do
             key = f"{speedup:g} at {times:g}"
             if key in done:
                 continue
-            own = training(args, key, speedup=speedup, num_train_epochs=times * args.num_train_epochs)
+            steps = int(times * args.max_steps) if args.max_steps > 0 else args.max_steps
+            own = training(args, key, speedup=speedup, num_train_epochs=times * args.num_train_epochs, max_steps=steps)
             found = search_configuration(folder / "fine_tuned", data, own).model.config
             done[key] = {
                 "asked": speedup,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from scipy.stats import beta
 from transformers import AutoModelForSequenceClassification
 
@@ -219,6 +220,14 @@ def test_command_end_to_end(folder, tokenizer, capsys):
     )
     # No more than what was asked for: it was chosen of several on the same texts.
     assert "at least\n80.00 %, at 95 % confidence (`powerbert calibrate`, seed 0" in card
+
+
+def test_weights_are_written_in_the_dtype_that_they_were_read_in(folder):
+    Host("bert").make_stock(**CLASSES).half().save_pretrained("model")
+    assert cli.main(["calibrate", "model", "--texts=texts.txt", "--agreement=0.8", "--output-dir=fast"]) == 0
+    kept, read = (load_file(folder / name / "model.safetensors") for name in ("fast", "model"))
+    assert {weight.dtype for weight in kept.values()} == {torch.float16}
+    assert all(torch.equal(weight, read[name]) for name, weight in kept.items())
 
 
 def test_command_writes_nothing_unless_asked_and_reads_pairs(folder, capsys):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from conftest import WORDS, Host
 from powerbert_hf import cli
+from powerbert_hf import predict as predict_module
 from powerbert_hf.predict import predict, predict_file
 from test_bad_input import content, refused
 
@@ -262,8 +263,8 @@ def test_input_that_cannot_be_used(folder, tokenizer, capsys, changes, message):
     assert message in refused(capsys, folder, options, "predict")
 
 
-def test_what_fails_in_the_middle_leaves_nothing(folder):
-    """The first windows were answered and written by then."""
+def test_a_row_without_a_text_is_found_before_the_first_is_answered(folder, monkeypatch):
+    monkeypatch.setattr(predict_module, "FilePredictor", lambda *args: pytest.fail("loaded a model"))
     (folder / "rows.jsonl").write_text('{"text": "good"}\n' * 5 + '{"text": null}\n')
     (folder / "out.csv").write_text("mine")
     before = content(folder)

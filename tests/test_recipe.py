@@ -4,10 +4,11 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from powerbert_hf import arguments, cli, parsing, recipe, run_folder, steps, tasks
@@ -103,7 +104,9 @@ def test_the_same_command_again_trains_nothing_and_another_is_refused(inputs, tm
         raise AssertionError("trained again")
 
     monkeypatch.setattr(PoWERTrainer, "train", no_training)
-    assert cli.main(["train", *inputs]) == 0
+    # What changes no model may change.
+    for more in ([], ["--per-device-eval-batch-size=8", "--logging-steps=3", "--dataloader-num-workers=1"]):
+        assert cli.main(["train", *inputs, *more]) == 0
     assert (tmp_path / "run" / "final" / "model.safetensors").read_bytes() == before
     capsys.readouterr()
     assert cli.main(["train", *inputs, "--learning-rate=0.5"]) == 2
@@ -222,6 +225,22 @@ def test_a_model_that_gives_all_texts_one_label_is_pointed_out(host, inputs, tmp
     assert "which one answer to every text would reach (0.6667)" in capsys.readouterr().out
 
 
+def test_what_a_tracker_draws_beside_the_checkpoints_stays(inputs, tmp_path, monkeypatch):
+    def train(model, data, args):
+        (Path(args.output_dir) / "runs" / "today").mkdir(parents=True)
+        (Path(args.output_dir) / "runs" / "today" / "events").write_text("drawn")
+        return steps.evaluate_step(steps.check_model(model, data, False), data, args, [])
+
+    def stop(*_):
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(recipe, "fine_tune", train)
+    monkeypatch.setattr(recipe, "search_and_retrain", stop)
+    assert cli.main(["train", *inputs]) == 2
+    assert (tmp_path / "run" / "runs" / "fine_tuned" / "today" / "events").read_text() == "drawn"
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_two_commands_do_not_share_a_folder(inputs, tmp_path, capsys):
     with run_folder.sole_use(tmp_path / "run"):
         assert cli.main(["train", *inputs]) == 2
@@ -254,6 +273,14 @@ def test_a_fine_tuned_model_with_other_labels_is_refused(inputs, capsys, host, t
     stock.save_pretrained(tmp_path / "model")
     assert cli.main(["train", *inputs, "--fine-tuned"]) == 2
     assert "must know the data's labels (negative, positive), got spam, ham" in capsys.readouterr().err
+
+
+def test_numbers_for_a_regression_are_to_be_floats(inputs, capsys, host, rows, tmp_path):
+    host.make_stock(num_labels=1).save_pretrained(tmp_path / "model")
+    for name in ("train", "eval"):
+        Dataset.from_list([{**row, "label": len(row["text"]) % 2} for row in rows]).to_csv(tmp_path / f"{name}.csv")
+    assert cli.main(["train", *inputs, "--fine-tuned"]) == 2
+    assert "got LABEL_0; write numbers as floats for its regression, 1.0 for 1" in capsys.readouterr().err
 
 
 def test_a_fine_tuned_model_without_names_of_labels_or_without_a_head_is_refused(inputs, capsys, host, tmp_path):
@@ -368,6 +395,10 @@ def test_evaluate_measures_a_model_on_a_file(inputs, tmp_path, capsys):
     assert printed["accuracy"] == pytest.approx(report["final"])
     assert printed["predicted_speedup"] == pytest.approx(report["predicted_speedup"])
     assert printed["rows"] == 40
+    # A data set may hold nothing else.
+    DatasetDict(test=Dataset.from_csv(str(held_out))).save_to_disk(tmp_path / "data")
+    assert cli.main(["evaluate", str(final), f"--dataset={tmp_path / 'data'}", "--disable-tqdm=true"]) == 0
+    assert json.loads(capsys.readouterr().out) == printed
     (tmp_path / "other.csv").write_text("text,label\nthe film,spam\na film,ham\nit is,eggs\n")
     assert cli.main(["evaluate", str(final), f"--eval-file={tmp_path / 'other.csv'}", "--disable-tqdm=true"]) == 2
     assert "must know the data's labels (eggs, ham, spam), got negative, positive" in capsys.readouterr().err
@@ -382,6 +413,8 @@ def test_evaluate_measures_a_model_on_a_file(inputs, tmp_path, capsys):
         (["--retention-lambda=-1"], "`retention_lambda` must not be negative"),
         (["--max-steps=0"], "`--max-steps` must be at least 1, got 0"),
         (["--batch-eval-metrics=true"], "`--batch-eval-metrics` is not served"),
+        (["--prediction-loss-only=true"], "`--prediction-loss-only` is not served"),
+        (["--dataloader-drop-last=true"], "`--dataloader-drop-last` is not served"),
         (
             ["--eval-strategy=epoch", "--load-best-model-at-end=true", "--metric-for-best-model=acc"],
             "`--metric-for-best-model` must be one of loss, accuracy, f1, matthews_correlation here, got 'acc'",

@@ -8,6 +8,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -289,6 +290,13 @@ def test_answers_of_another_command_are_not_mixed(folder, capsys):
     ask()
     ask("--bf16", status=2)
     assert "answers holds the run of another command (powerbert predict model" in capsys.readouterr().err
+    # Under the same name.
+    model = Host("bert").make(**HARD, **NAMES)
+    with torch.no_grad():
+        model.classifier.bias += 1
+    model.save_pretrained("model")
+    ask(status=2)
+    assert "with another weights" in capsys.readouterr().err
 
 
 def predict_as_rank(rank, log):

@@ -50,6 +50,22 @@ def test_a_sweep_has_a_run_for_each_speed_up_and_does_none_twice(inputs, tmp_pat
     assert "with another seed; choose another `--output-dir`" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("plot", "message"),
+    [
+        ("mine.svg", "mine.svg is there already; choose another output, or remove it"),
+        ("nowhere/curve.svg", "There is no folder nowhere for the output"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_is_refused_first(inputs, tmp_path, capsys, monkeypatch, plot, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.svg").write_text("mine")
+    assert cli.main(["sweep", *inputs, f"--plot={plot}"]) == 2
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "mine.svg").read_text() == "mine"
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_does_not_go_on_with_other_data(inputs, rows, tmp_path, capsys):
     assert cli.main(["train", *inputs, "--speedup=1.5"]) == 0
     Dataset.from_list(rows[1:]).to_csv(tmp_path / "rows.csv")
@@ -86,6 +102,21 @@ def test_the_fastest_within_a_drop_is_the_final_model(inputs, tmp_path, capsys, 
     final = AutoModelForSequenceClassification.from_pretrained(run / "final")
     assert final.config.retention_config == report["retention_config"]
     assert capsys.readouterr().out.count("points of accuracy on the tuning split") == len(tried)
+
+
+def test_a_drop_of_just_as_much_is_good_enough(inputs, tmp_path, monkeypatch, unlike_one_answer):
+    """In floats 0.91 less 0.9 is more than 0.01."""
+    searched = sweep.search_and_retrain
+
+    def losing(*args):
+        report = searched(*args)
+        return {**report, "tuning": {**report["tuning"], "base": 0.91, "final": 0.9}}
+
+    monkeypatch.setattr(sweep, "search_and_retrain", losing)
+    monkeypatch.setattr(sweep, "next_speedup", lambda tried, *limits: None if tried else 1.5)
+    assert cli.main(["train", *inputs, "--max-drop=1"]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["tried"] == [{"speedup": 1.5, "drop": 1.0}]
 
 
 def test_where_nothing_is_good_enough_it_says_what_was_tried(inputs, tmp_path, capsys, monkeypatch, unlike_one_answer):
@@ -173,4 +204,5 @@ def test_the_papers_way_is_in_words_padded_and_multiplies(inputs, tmp_path, monk
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert all(type(entry) is int for entry in report["retention_config"])
     assert report["training"]["speedup"] is None
+    assert report["training"]["retention_lambda"] == 1e-3
     assert not report["training"]["distillation"]

@@ -664,6 +664,17 @@ def test_a_teacher_has_its_share_of_the_loss(host, batch, dataset, tmp_path):
     assert trainer.compute_loss(model, inputs).item() == pytest.approx(outputs.loss.item(), abs=1e-5)
 
 
+def test_a_teacher_that_does_not_say_its_kind_of_task_has_the_models(host, batch, dataset, tmp_path):
+    model, teacher = without_dropout(host.make(**HARD)), host.make_stock()
+    model.config.problem_type = "multi_label_classification"
+    args = PoWERTrainingArguments(str(tmp_path), distillation=1.0, use_cpu=True)
+    trainer = PoWERTrainer(model, args, train_dataset=dataset, teacher=teacher)
+    model.train()
+    far = distillation_loss(model(**batch).logits, teacher(**batch).logits, "multi_label_classification")
+    inputs = {**batch, "labels": torch.tensor([[0.0, 1.0]] * 5)}
+    assert trainer.compute_loss(model, inputs).item() == pytest.approx(far.item(), abs=1e-5)
+
+
 def test_distance_to_a_teacher_fits_the_kind_of_task():
     wanted = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
     answers = torch.tensor([[0.0, 1.0], [2.0, -1.0]])

@@ -37,7 +37,10 @@ class DataArguments:
             "(or of one 0 or 1 per class) several labels a text; so are several columns of 0 and 1, one per class."
         },
     )
-    max_length: int | None = field(default=None, metadata={"help": "Truncate inputs to this many word-pieces."})
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Truncate inputs to this many word-pieces; of a trained model, say it again to measure it."},
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Draw this many training rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Draw this many rows to report on."})
     streaming: bool = field(
@@ -96,7 +99,11 @@ class SweepArguments(ModelArguments):
     """What to make faster, and how much."""
 
     speedups: list[float] = field(
-        default_factory=lambda: [1.5, 2.0, 3.0], metadata={"help": "Predicted, on the lengths of the tuning split."}
+        default_factory=lambda: [1.5, 2.0, 3.0],
+        metadata={
+            "help": "Predicted, on the lengths of the tuning split. All that shall be in the table: those that are "
+            "done already are not done again."
+        },
     )
     retention_unit: str = field(
         default="fraction",

@@ -234,7 +234,9 @@ def calibrate_folder(
     if inputs < needed:
         raise ValueError(f"`--inputs` must be at least {needed} for an agreement of {agreement:g}, got {inputs}.")
     data, columns = read_texts(texts, text_columns, inputs, seed)
-    classifier = load_classifier(model, needs_head=True)
+    classifier = load_classifier(model, needs_head=True, dtype="auto")
+    saved_as = classifier.dtype
+    classifier.float()
     check_model(classifier.config)
     tokenizer = load_tokenizer(model, classifier.config)
     features = tokenize_texts(data, columns, tokenizer, classifier.config, max_length)
@@ -243,7 +245,7 @@ def calibrate_folder(
     found = calibrate(classifier, features, agreement, batch_size, bf16, seed, say)
     if folder is not None:
         with whole_folder(folder) as partial:
-            classifier.save_pretrained(partial)
+            classifier.to(saved_as).save_pretrained(partial)
             tokenizer.save_pretrained(partial)
             told = RetentionFile.of(
                 classifier.config,

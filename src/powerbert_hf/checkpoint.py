@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading the user's model: configuration, tokenizer, weights; what cannot be used is said in a sentence."""
 
+import hashlib
 import re
 import textwrap
 from collections.abc import Iterator
@@ -80,6 +81,19 @@ def hub_id(name: str | Path) -> str | None:
     except HFValidationError:
         return None
     return None if not name or Path(name).exists() else str(name)
+
+
+def digest_of(model: str | Path) -> str | None:
+    """What tells a model in a folder from another one that takes its place there.
+
+    Args:
+        model: a folder; of a Hub id nothing is known.
+    """
+    found = hashlib.sha256()
+    for path in (files := sorted([*_weights_in(model), *Path(model).glob("config.json")])):
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest() if files else None
 
 
 def load_config(model: str | Path) -> PreTrainedConfig:
@@ -199,13 +213,17 @@ def load_classifier(
     return loaded
 
 
+def _weights_in(model: str | Path) -> list[Path]:
+    return [path for ending in ("safetensors", "bin") for path in Path(model).glob(f"*.{ending}")]
+
+
 def _check_size(model: str | Path, ours: type[PreTrainedModel], config: PreTrainedConfig) -> None:
     """Make sure, before memory is taken for them, that a folder holds the weights that its configuration speaks of.
 
     Raises:
         ValueError: where even at a byte a weight its files could not.
     """
-    files = [path for ending in ("safetensors", "bin") for path in Path(model).glob(f"*.{ending}")]
+    files = _weights_in(model)
     if not files:
         # On the Hub, or missing: upstream says so.
         return

@@ -41,6 +41,8 @@ _LOWER = {
     "train": "lower `--per-device-train-batch-size`, with `--gradient-accumulation-steps` for as many rows a step, or "
     "`--max-length`, in another `--output-dir`",
     "evaluate": "lower `--per-device-eval-batch-size`",
+    "benchmark": "lower `--batch-sizes`",
+    "report": "hide the accelerator, or use one with more",
 }
 _LOWER["sweep"] = _LOWER["train"]
 
@@ -130,6 +132,7 @@ def _train(argv: list[str]) -> None:
 def _sweep(argv: list[str]) -> None:
     from .charts import draw_sweep
     from .drawing import check_picture, save_picture
+    from .files import check_new
     from .processes import is_main
     from .report import format_sweep
 
@@ -137,6 +140,9 @@ def _sweep(argv: list[str]) -> None:
     settle_training(sweep_args, args)
     if sweep_args.plot is not None:
         check_picture(sweep_args.plot)
+        # A sweep that goes on draws its picture again.
+        goes_on = Path(args.output_dir, "command.json").is_file()
+        check_new(Path(sweep_args.plot), overwrite=goes_on or None)
     with _training(sweep_args, data_args, args, ["powerbert", "sweep", *argv]) as data:
         from .sweep import sweep
 
@@ -309,6 +315,7 @@ def _predict(argv: list[str]) -> None:
     options = parse_for_model("predict", argv, PredictArguments)
     from accelerate.utils import get_cpu_distributed_information
 
+    from .checkpoint import digest_of
     from .predict import FilePredictor, predict_file
     from .shards import find_shards, predict_shards
 
@@ -331,6 +338,8 @@ def _predict(argv: list[str]) -> None:
     shards = find_shards(inputs, output)
     # What makes other answers; where the rows are may change from day to day.
     typed = {"model": model, **{name: fields[name] for name in (*columns, "max_length", "bf16")}}
+    # Another model may have taken the place of the one that has answered.
+    typed["weights"] = digest_of(model)
     folder = Path(output)
     if not check_folder(folder, typed, "--output"):
         write_command(folder, ["powerbert", "predict", *argv], typed, __version__)

@@ -126,6 +126,7 @@ def load_splits(
     eval_file: str | None = None,
     task: Task | None = None,
     streaming: bool = False,
+    measure_only: bool = False,
 ) -> tuple[Dataset | IterableDataset, Dataset]:
     """Read the training split and the split to report.
 
@@ -136,6 +137,7 @@ def load_splits(
         eval_file: the same; in place of the data set's own split.
         task: names the split to report.
         streaming: the training split is read as it is iterated over.
+        measure_only: there need not be a training split: that to report is returned for both.
 
     Raises:
         ValueError: where nothing is to be read, or a split is missing.
@@ -143,7 +145,8 @@ def load_splits(
     if dataset is None and train_file is not None:
         if eval_file is None:
             raise ValueError("`--train-file` needs an `--eval-file` to report on; split one off your data.")
-        return read_file(train_file, streaming=streaming), read_file(eval_file)
+        held_out = read_file(eval_file)
+        return held_out if measure_only else read_file(train_file, streaming=streaming), held_out
     if dataset is None or train_file is not None:
         raise ValueError("Pass either `--dataset` or `--train-file` (with `--eval-file`), got both or neither.")
     folder = Path(dataset)
@@ -155,19 +158,20 @@ def load_splits(
                 splits = read_folder(dataset, subset, streaming)
             else:
                 splits = datasets.load_dataset(dataset, subset, streaming=streaming)
-    if not isinstance(splits, DatasetDict | IterableDatasetDict) or "train" not in splits:
+    if not isinstance(splits, DatasetDict | IterableDatasetDict) or not (measure_only or "train" in splits):
         raise ValueError(f"Data set {dataset!r} must have a split `train`, got {list(splits)}; pass `--train-file`.")
-    train = splits["train"]
+    train = None if measure_only else splits["train"]
     if streaming and isinstance(train, Dataset):
         train = train.to_iterable_dataset()
     if eval_file is not None:
-        return train, read_file(eval_file)
+        held_out = read_file(eval_file)
+        return held_out if train is None else train, held_out
     for name in dict.fromkeys([task.eval_split if task else "validation", "validation", "dev", "test"]):
         if name in splits:
             held_out = splits[name]
             if isinstance(held_out, IterableDataset):
                 held_out = Dataset.from_list(list(held_out), features=held_out.features)
-            return train, held_out
+            return held_out if train is None else train, held_out
     raise ValueError(f"Data set {dataset!r} has no split to report on, got {list(splits)}; pass `--eval-file`.")
 
 
@@ -318,7 +322,10 @@ def load_data(
     config = load_config(model)
     task = TASKS[options.task] if options.task else None
     files = (options.dataset, options.subset, options.train_file, options.eval_file)
-    train, held_out = load_splits(*files, task)
+    # Whoever could not have all of the training split on this machine need not have it to look at a model.
+    train, held_out = load_splits(
+        *files, task, streaming=measure_only and options.streaming, measure_only=measure_only
+    )
     return prepare_data(
         train,
         held_out,

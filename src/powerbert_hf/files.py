@@ -141,18 +141,19 @@ def check_free(folder: Path, option: str = "--output-dir") -> None:
         raise ValueError(f"{folder} holds something else; choose another `{option}`, or empty it.")
 
 
-def check_new(path: Path, overwrite: bool = False) -> None:
+def check_new(path: Path, overwrite: bool | None = False) -> None:
     """Make sure that a file can be written, before the work that fills it is done.
 
     Args:
         path: its name.
-        overwrite: a file that has it may be replaced.
+        overwrite: a file that has it may be replaced; `None` where there is no option that says so.
 
     Raises:
         ValueError: where something has this name, or where there is no folder for it.
     """
     if path.is_dir() or (path.exists() and not overwrite):
-        raise ValueError(f"{path} is there already; choose another output, or pass `--overwrite`.")
+        remedy = "remove it" if overwrite is None else "pass `--overwrite`"
+        raise ValueError(f"{path} is there already; choose another output, or {remedy}.")
     if not path.parent.is_dir():
         raise ValueError(f"There is no folder {path.parent} for the output; make it, or choose another.")
 

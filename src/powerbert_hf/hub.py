@@ -160,6 +160,8 @@ def assemble(
     """
     source = Path(model)
     if source.is_dir() and (source / "command.json").is_file() and run_of(source) is None:
+        if several := sorted(path.parent for path in source.glob("speedup-*/report.json")):
+            raise ValueError(f"One run is published at a time, got {len(several)} in {model}; choose {several[0]}.")
         raise ValueError(f"Only a finished run can be published, got none in {model}; go on with its command first.")
     run = run_of(source) if source.is_dir() else None
     weights = model if run is None else run / "final"
@@ -203,7 +205,7 @@ def _send(
             say(f"{repo} holds all of this already")
             return
         if there.files and not same and not overwrite:
-            remedy = "pass `--overwrite` to have it hold this instead, or choose another name"
+            remedy = "`powerbert publish --overwrite` has it hold this instead; or choose another name"
             raise _not_unasked(repo, there, remedy)
         if there.private == public:
             was, option = ("private", "`--public`") if public else ("public", "`--private`, the default,")

@@ -81,10 +81,12 @@ def settle(recipe_args: RecipeArguments, args: Any, task: Any) -> None:
     if recipe_args.paper:
         if recipe_args.retention_unit == "fraction":
             raise ValueError("`--paper` counts words, got `--retention-unit fraction`; leave one out.")
-        published = task.search if task else {}
-        for name in ("retention_lambda", "retention_learning_rate"):
+        from .trainer import USUAL_LAMBDA
+
+        published = {"retention_lambda": USUAL_LAMBDA, **(task.search if task else {})}
+        for name, value in published.items():
             if getattr(args, name) is None:
-                setattr(args, name, published.get(name))
+                setattr(args, name, value)
         recipe_args.retention_unit = "words"
         return
     recipe_args.retention_unit = recipe_args.retention_unit or "fraction"
@@ -158,10 +160,11 @@ def with_names(argv: Sequence[str], names: Sequence[str] = ("model",)) -> list[s
     """What comes first without a name, the model above all, gets it; everything else has one.
 
     Example:
-        >>> with_names(["my/model", "- a text", "--width=80"], ("model", "text", "second_text"))
-        ['--model=my/model', '--text=- a text', '--width=80']
+        >>> with_names(["my/model", "-5 degrees", "--width=80"], ("model", "text", "second_text"))
+        ['--model=my/model', '--text=-5 degrees', '--width=80']
     """
-    leading = list(takewhile(lambda word: not re.match(r"--?\w", word), argv))
+    # The name of an option has no blanks.
+    leading = list(takewhile(lambda word: not re.match(r"--?\w\S*(=|$)", word), argv))
     if len(leading) > len(names):
         raise ValueError(
             f"{', '.join(names)} may be given without a name, got {len(leading)} words; put a text into quotes."

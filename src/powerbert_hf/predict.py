@@ -166,12 +166,9 @@ class FilePredictor:
         """
         texts, kept = _choose_columns(_first_rows(source), self.text_columns, self.keep_columns) or ([], [])
 
-        def text_of(row: Row) -> Any:
-            return row.get(texts[0]) if len(texts) == 1 else [row.get(name) for name in texts]
-
         to_read, to_keep = tee(read_rows(source))
         answers = predict(
-            self.classifier, self.tokenizer, map(text_of, to_read), **self.options, reject=rejected is not None
+            self.classifier, self.tokenizer, _texts_of(to_read, texts), **self.options, reject=rejected is not None
         )
         rows_done = rejected_done = 0
         # The answers first: the other branch of `tee` then holds what a window holds, and no row too many.
@@ -241,10 +238,29 @@ def predict_file(
             )
         check_new(path, overwrite)
     # Before a model is loaded.
-    if _choose_columns(_first_rows(source), text_columns, keep_columns or ()) is None:
+    if (chosen := _choose_columns(_first_rows(source), text_columns, keep_columns or ())) is None:
         raise ValueError(f"{source} must hold rows, got none; pass a file with rows.")
+    if rejected is None:
+        _check_texts(source, chosen[0])
     predictor = FilePredictor(model, text_columns, keep_columns, max_length, batch_size, window, bf16)
     return predictor.answer(source, target, None if rejected is None else Path(rejected))
+
+
+def _texts_of(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[Any]:
+    for row in rows:
+        yield row.get(columns[0]) if len(columns) == 1 else [row.get(name) for name in columns]
+
+
+def _check_texts(source: Path, columns: Sequence[str]) -> None:
+    """Refuse a file for a text that cannot be answered, before answers to others are computed, and lost.
+
+    Raises:
+        ValueError: where there is one.
+    """
+    parts = 0
+    for before, text in enumerate(_texts_of(read_rows(source), columns)):
+        parts = parts or (_parts(text) if _is_input(text) else 0)
+        _refuse([text], [_reason(text, parts or _parts(text), no_empty=False)], parts or _parts(text), before)
 
 
 def _device() -> torch.device:

@@ -351,4 +351,8 @@ def _save_step(step: TrainedStep, data: TaskData, folder: Path) -> None:
         data.tokenizer.save_pretrained(partial)
         record = {name: getattr(step, name) for name in ("metrics", "tuning", "masses", "history")}
         write_json(partial / "step.json", record)
-    shutil.rmtree(folder.parent / "checkpoints", ignore_errors=True)
+    checkpoints = folder.parent / "checkpoints"
+    # Where TensorBoard's lie, unless it is told otherwise.
+    if (logs := checkpoints / folder.name / "runs").is_dir():
+        shutil.copytree(logs, folder.parent / "runs" / folder.name, dirs_exist_ok=True)
+    shutil.rmtree(checkpoints, ignore_errors=True)

@@ -14,8 +14,13 @@ from typing import Any
 
 from .files import InUse, check_free, take, write_json
 
-# How many processes tokenise changes nothing, and steps that are finished serve another goal as well.
-_MAY_CHANGE = {"num_proc", "speedups", "max_drop", "plot"}
+# Steps that are finished serve another goal as well; how rows are read and measured, and what is logged, where, and on
+# which device changes no model.
+_MAY_CHANGE = {"speedups", "max_drop", "plot", "num_proc", "per_device_eval_batch_size", "report_to", "use_cpu"}
+_MAY_CHANGE |= {"logging_steps", "logging_strategy", "logging_first_step", "log_level"}
+_MAY_CHANGE |= {
+    f"dataloader_{name}" for name in ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor")
+}
 # Nor does it when checkpoints are written, unless one of them is chosen.
 _WHEN_SAVED = {"save_strategy", "save_steps", "save_total_limit"}
 

@@ -199,9 +199,11 @@ def check_labels(config: Any, data: TaskData) -> None:
     fits = config.num_labels == max(1, len(ours)) and (theirs == ours if theirs else not data.named_in_rows)
     if not fits:
         known = ", ".join(map(str, config.id2label.values()))
+        remedy = "set `id2label` in its configuration, or train a head for them"
+        if config.num_labels == 1:
+            remedy = "write numbers as floats for its regression, 1.0 for 1, or train a head for classes"
         raise ValueError(
-            f"The model must know the data's labels ({', '.join(ours) or 'a number'}), got {known}; set `id2label` in "
-            "its configuration, or train a head for them."
+            f"The model must know the data's labels ({', '.join(ours) or 'a number'}), got {known}; {remedy}."
         )
     if config.problem_type not in (None, data.problem_type):
         raise ValueError(
@@ -242,8 +244,10 @@ def check_training(args: PoWERTrainingArguments, data: TaskData) -> None:
             "`--label-smoothing-factor` is for one class a text, got labels of another kind "
             f"({data.problem_type}); leave it out."
         )
-    if args.batch_eval_metrics:
-        raise ValueError("`--batch-eval-metrics` is not served: metrics are those of a whole split; leave it out.")
+    for name in ("batch_eval_metrics", "prediction_loss_only", "dataloader_drop_last"):
+        if getattr(args, name):
+            option = name.replace("_", "-")
+            raise ValueError(f"`--{option}` is not served: metrics are those of a whole split; leave it out.")
     known = ("loss", *METRICS[data.problem_type])
     best = args.metric_for_best_model
     if best is not None and best.removeprefix("eval_") not in known:

@@ -102,9 +102,11 @@ def format_answer(answer: dict) -> str:
     Example:
         >>> format_answer({"label": "good", "score": 0.984})
         'good (98.4%)'
+        >>> format_answer({"values": [0.5, -2.0]})
+        '0.500, -2.000'
     """
-    if "value" in answer:
-        return f"{answer['value']:.3f}"
+    if "label" not in answer and "labels" not in answer:
+        return ", ".join(f"{value:.3f}" for value in answer.get("values") or [answer["value"]])
     pairs = zip(answer["labels"], answer["scores"], strict=True) if "labels" in answer else [tuple(answer.values())]
     return ", ".join(f"{name} ({score:.1%})" for name, score in pairs) or "none of the labels"
 

@@ -40,6 +40,8 @@ from .stopping import Terminated
 
 logger = logging.get_logger(__name__)
 
+# Where neither a speed-up nor a lambda is asked for.
+USUAL_LAMBDA = 1e-3
 # Training rows, if a search has seen as many, that tell where word-vectors are worth most when a search has ended.
 _REFINED_ROWS = 1024
 
@@ -262,7 +264,7 @@ class PoWERTrainer(Trainer):
     def _lambda(self) -> float:
         if self.args.speedup is not None:
             return 0.0
-        return 1e-3 if self.args.retention_lambda is None else self.args.retention_lambda
+        return USUAL_LAMBDA if self.args.retention_lambda is None else self.args.retention_lambda
 
     @property
     def _retention_weights(self) -> nn.Parameter | None:
@@ -372,7 +374,9 @@ class PoWERTrainer(Trainer):
         """The task's loss and how far the answers are from the teacher's, which counts as one of `steps`."""
         if self.teacher is None or wanted is None:
             return loss
-        far = distillation_loss(outputs["logits"], wanted, self.teacher.config.problem_type)
+        # Upstream's loss notes it in the configuration of the model that it trains.
+        problem_type = self.teacher.config.problem_type or self.model.config.problem_type
+        far = distillation_loss(outputs["logits"], wanted, problem_type)
         return (1 - self.args.distillation) * loss + self.args.distillation * far / steps
 
     def compute_loss(
