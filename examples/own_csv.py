@@ -39,9 +39,10 @@ def main(options: Options) -> int:
         options.model, options.csv_file = inputs["model"], inputs["eval-file"]
         more = ["--max-steps=3", "--max-train-samples=60", "--max-eval-samples=30", "--disable-tqdm=true"]
     folder = Path(f"{options.output_dir}-split")
-    # Always the same rows: a run that goes on says so if the file has changed.
-    for name, rows in read_file(options.csv_file).train_test_split(0.1, seed=0).items():
-        rows.to_csv(folder / f"{name}.csv")
+    # A run goes on with the rows that it began with.
+    if not (Path(options.output_dir).is_dir() and folder.is_dir()):
+        for name, rows in read_file(options.csv_file).train_test_split(0.1, seed=0).items():
+            rows.to_csv(folder / f"{name}.csv")
     training = [
         f"--model={options.model}",
         f"--train-file={folder / 'train.csv'}",

@@ -191,7 +191,7 @@ def check_targets(folder: Path, data: TaskData, args: PoWERTrainingArguments, do
             found = search_configuration(folder / "fine_tuned", data, own).model.config
             done[key] = {
                 "asked": speedup,
-                "epochs": own.num_train_epochs,
+                **({"max_steps": steps} if steps > 0 else {"epochs": own.num_train_epochs}),
                 "tuning": predicted_speedup(found, torch.tensor(data.tune["length"])),
                 "reported": predicted_speedup(found, torch.tensor(data.eval["length"])),
                 "retention_config": found.retention_config,

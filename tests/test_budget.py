@@ -115,6 +115,17 @@ def test_what_is_worth_more_than_it_costs_grows_at_the_cost_of_the_others(host):
     assert change.sum().item() == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("mass", [1.0, 64.0])
+def test_a_mass_at_its_end_is_worth_something_too(host, mass):
+    asked = make_budget(host, 2.0)
+    masses = torch.tensor([50.0, 40.0, 30.0, 20.0, 15.0, 10.0]).double()
+    masses[0 if mass == 64 else 4] = mass
+    gradient = torch.zeros(6, 64)
+    gradient[masses == mass] = -1.0
+    change = asked.share_out(asked.ramp(masses), gradient)
+    assert change[masses == mass] < 0
+
+
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("missed", [0, 1, 4])
 def test_refined_masses_lose_less_at_the_same_cost(host, unit, missed):

@@ -303,7 +303,7 @@ def test_refused_to_publish(hub, model, capsys, tmp_path, monkeypatch, token, re
         ("stock", "Only a model that eliminates word-vectors has a retention configuration to publish"),
         ("off", "Only a model that eliminates word-vectors has a retention configuration to publish"),
         ("unfinished", "Only a finished run can be published, got none in model"),
-        ("sweep", "One run is published at a time, got 1 in model; choose model/speedup-2"),
+        ("sweep", "One run is published at a time, got a sweep in model; choose one, such as model/speedup-2"),
         ("other", "The report of a run must be of its model"),
     ],
 )
@@ -319,7 +319,7 @@ def test_models_that_are_not_published(hub, model, capsys, tmp_path, kind, messa
     elif kind == "sweep":
         Path("model/command.json").write_text("{}")
         Path("model/speedup-2").mkdir()
-        Path("model/speedup-2/report.json").write_text("{}")
+        Path("model/sweep.json").write_text("{}")
     else:
         Path("ran").mkdir()
         Path("model").rename("ran/final")

@@ -264,11 +264,24 @@ def test_input_that_cannot_be_used(folder, tokenizer, capsys, changes, message):
 
 
 def test_a_row_without_a_text_is_found_before_the_first_is_answered(folder, monkeypatch):
-    monkeypatch.setattr(predict_module, "FilePredictor", lambda *args: pytest.fail("loaded a model"))
+    monkeypatch.setattr(predict_module, "logits_of", lambda *args: pytest.fail("answered one"))
     (folder / "rows.jsonl").write_text('{"text": "good"}\n' * 5 + '{"text": null}\n')
     (folder / "out.csv").write_text("mine")
     before = content(folder)
     with pytest.raises(ValueError, match="Row 6 must hold a text"):
+        predict_file("model", "rows.jsonl", "out.csv", window=2, overwrite=True)
+    assert content(folder) == before
+
+
+def test_what_fails_in_the_middle_leaves_nothing(folder, monkeypatch):
+    """The first windows were answered and written by then."""
+    (folder / "rows.jsonl").write_text('{"text": "good"}\n' * 6)
+    (folder / "out.csv").write_text("mine")
+    before = content(folder)
+    answered = predict_module.logits_of
+    windows = iter([answered, answered])
+    monkeypatch.setattr(predict_module, "logits_of", lambda *args: next(windows)(*args))
+    with pytest.raises(RuntimeError, match="StopIteration"):
         predict_file("model", "rows.jsonl", "out.csv", window=2, overwrite=True)
     assert content(folder) == before
 

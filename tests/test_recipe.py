@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from powerbert_hf import arguments, cli, parsing, recipe, run_folder, steps, tasks
@@ -398,6 +398,17 @@ def test_evaluate_measures_a_model_on_a_file(inputs, tmp_path, capsys):
     # A data set may hold nothing else.
     DatasetDict(test=Dataset.from_csv(str(held_out))).save_to_disk(tmp_path / "data")
     assert cli.main(["evaluate", str(final), f"--dataset={tmp_path / 'data'}", "--disable-tqdm=true"]) == 0
+    assert json.loads(capsys.readouterr().out) == printed
+    # What numbers in a file mean, the training split says, whatever the model's own order.
+    order = ["positive", "negative"]
+    named = Features(text=Value("string"), label=ClassLabel(names=order))
+    DatasetDict(train=Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=named)).save_to_disk(
+        tmp_path / "named"
+    )
+    numbered = Dataset.from_csv(str(held_out)).map(lambda row: {"label": str(order.index(row["label"]))})
+    numbered.to_csv(tmp_path / "numbered.csv")
+    sources = [f"--dataset={tmp_path / 'named'}", f"--eval-file={tmp_path / 'numbered.csv'}"]
+    assert cli.main(["evaluate", str(final), *sources, "--disable-tqdm=true"]) == 0
     assert json.loads(capsys.readouterr().out) == printed
     (tmp_path / "other.csv").write_text("text,label\nthe film,spam\na film,ham\nit is,eggs\n")
     assert cli.main(["evaluate", str(final), f"--eval-file={tmp_path / 'other.csv'}", "--disable-tqdm=true"]) == 2

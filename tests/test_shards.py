@@ -296,7 +296,7 @@ def test_answers_of_another_command_are_not_mixed(folder, capsys):
         model.classifier.bias += 1
     model.save_pretrained("model")
     ask(status=2)
-    assert "with another weights" in capsys.readouterr().err
+    assert "with another model_files" in capsys.readouterr().err
 
 
 def predict_as_rank(rank, log):

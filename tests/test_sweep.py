@@ -40,6 +40,9 @@ def test_a_sweep_has_a_run_for_each_speed_up_and_does_none_twice(inputs, tmp_pat
     record = tmp_path / "run" / "command.json"
     typed = json.loads(record.read_text())
     record.write_text(json.dumps({name: value for name, value in typed.items() if name != "data"}))
+    # A picture that it has not drawn.
+    (tmp_path / "mine.svg").write_text("mine")
+    assert cli.main(["sweep", *inputs, "--speedups", "2.5", f"--plot={tmp_path / 'mine.svg'}"]) == 2
     # Another list, and no picture, in the same folder.
     assert cli.main(["sweep", *inputs, "--speedups", "2.5"]) == 0
     found = json.loads((tmp_path / "run" / "sweep.json").read_text())

@@ -139,9 +139,12 @@ class Budget:
         """
         # In this order: not every accelerator has float64.
         weights = retention_weights.cpu().double()
-        on_ramp = (weights > 0) & (weights < 1)
         masses = retention_mass(weights)
-        gain = (gradient.cpu().double() * on_ramp).sum(dim=1) / on_ramp.sum(dim=1).clamp(min=1) * masses
+        on_ramp = (weights > 0) & (weights < 1)
+        # Of a mass of 1 or R the ramp lies between two ranks: the rank that would come next tells, or the last one.
+        next_rank = masses.round().clamp(max=self.length - 1).long()
+        on_ramp |= (torch.arange(self.length) == next_rank[:, None]) & ~on_ramp.any(dim=1, keepdim=True)
+        gain = (gradient.cpu().double() * on_ramp).sum(dim=1) / on_ramp.sum(dim=1) * masses
         with torch.enable_grad():
             masses = masses.detach().requires_grad_()
             (price,) = torch.autograd.grad(self.cost(masses), masses)
@@ -193,7 +196,7 @@ class Budget:
         """
 
         def held(masses: Tensor) -> tuple[Tensor, Tensor, float]:
-            # The configuration is read off the weights, whose masses are not quite those that they were made for.
+            # The configuration is read off the weights, which are float32.
             weights = self.ramp(self.hold(masses, 1.0)).float()
             masses = retention_mass(weights.double())
             return weights, masses, loss(self.reach(masses.tolist()))

@@ -27,6 +27,9 @@ _CLASSIFIERS: dict[str, type[PreTrainedModel]] = {
     "poweralbert": PoWERAlbertForSequenceClassification,
 }
 _REMEDY = "check its name or folder, or fetch it again"
+# Of the files of a model: its weights, and what they and its tokenizer need.
+_WEIGHTS = ("safetensors", "bin")
+_ENDINGS = (*_WEIGHTS, "json", "txt", "model")
 # Upstream makes a name for each when it reads a configuration.
 _MOST_LABELS = 100_000
 # Weights that a checkpoint need not hold: a head begins anew, and retention weights are learned.
@@ -84,13 +87,14 @@ def hub_id(name: str | Path) -> str | None:
 
 
 def digest_of(model: str | Path) -> str | None:
-    """What tells a model in a folder from another one that takes its place there.
+    """What tells a model in a folder, and its tokenizer, from others that take their place there.
 
     Args:
         model: a folder; of a Hub id nothing is known.
     """
     found = hashlib.sha256()
-    for path in (files := sorted([*_weights_in(model), *Path(model).glob("config.json")])):
+    files = sorted(path for ending in _ENDINGS for path in Path(model).glob(f"*.{ending}"))
+    for path in files:
         with path.open("rb") as file:
             found.update(hashlib.file_digest(file, "sha256").digest())
     return found.hexdigest() if files else None
@@ -213,17 +217,13 @@ def load_classifier(
     return loaded
 
 
-def _weights_in(model: str | Path) -> list[Path]:
-    return [path for ending in ("safetensors", "bin") for path in Path(model).glob(f"*.{ending}")]
-
-
 def _check_size(model: str | Path, ours: type[PreTrainedModel], config: PreTrainedConfig) -> None:
     """Make sure, before memory is taken for them, that a folder holds the weights that its configuration speaks of.
 
     Raises:
         ValueError: where even at a byte a weight its files could not.
     """
-    files = _weights_in(model)
+    files = [path for ending in _WEIGHTS for path in Path(model).glob(f"*.{ending}")]
     if not files:
         # On the Hub, or missing: upstream says so.
         return

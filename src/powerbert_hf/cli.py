@@ -33,7 +33,7 @@ from .arguments import (
     split_names,
 )
 from .parsing import parse, parse_for_model, settle, settle_stream, settle_training, with_names
-from .run_folder import check_data, check_folder, sole_use, write_command
+from .run_folder import check_data, check_folder, sole_use, typed_before, write_command
 from .stopping import Terminated, on_sigterm
 
 # What to do where the memory of an accelerator is too small, by command.
@@ -140,9 +140,9 @@ def _sweep(argv: list[str]) -> None:
     settle_training(sweep_args, args)
     if sweep_args.plot is not None:
         check_picture(sweep_args.plot)
-        # A sweep that goes on draws its picture again.
-        goes_on = Path(args.output_dir, "command.json").is_file()
-        check_new(Path(sweep_args.plot), overwrite=goes_on or None)
+        # The sweep that drew it draws it again.
+        its_own = typed_before(Path(args.output_dir)).get("plot") == sweep_args.plot
+        check_new(Path(sweep_args.plot), overwrite=its_own or None)
     with _training(sweep_args, data_args, args, ["powerbert", "sweep", *argv]) as data:
         from .sweep import sweep
 
@@ -264,11 +264,8 @@ def _evaluate(argv: list[str]) -> None:
 
     kinds = [ModelArguments, DataArguments, PoWERTrainingArguments]
     model_args, data_args, args = parse("evaluate", with_names(argv), kinds)
-    if data_args.dataset is None and data_args.train_file is None:
-        # Files to measure on need no training split.
-        if data_args.eval_file is None:
-            raise ValueError("Pass either `--dataset` or `--eval-file`, got neither.")
-        data_args.train_file = data_args.eval_file
+    if data_args.dataset is None and data_args.train_file is None and data_args.eval_file is None:
+        raise ValueError("Pass either `--dataset` or `--eval-file`, got neither.")
     classifier = load_classifier(model_args.model, needs_head=True)
     data = _load_data(data_args, model_args.model, args.seed, measure_only=True)
     check_labels(classifier.config, data)
@@ -339,7 +336,7 @@ def _predict(argv: list[str]) -> None:
     # What makes other answers; where the rows are may change from day to day.
     typed = {"model": model, **{name: fields[name] for name in (*columns, "max_length", "bf16")}}
     # Another model may have taken the place of the one that has answered.
-    typed["weights"] = digest_of(model)
+    typed["model_files"] = digest_of(model)
     folder = Path(output)
     if not check_folder(folder, typed, "--output"):
         write_command(folder, ["powerbert", "predict", *argv], typed, __version__)

@@ -127,7 +127,7 @@ def load_splits(
     task: Task | None = None,
     streaming: bool = False,
     measure_only: bool = False,
-) -> tuple[Dataset | IterableDataset, Dataset]:
+) -> tuple[Dataset | IterableDataset | None, Dataset]:
     """Read the training split and the split to report.
 
     Args:
@@ -137,16 +137,16 @@ def load_splits(
         eval_file: the same; in place of the data set's own split.
         task: names the split to report.
         streaming: the training split is read as it is iterated over.
-        measure_only: there need not be a training split: that to report is returned for both.
+        measure_only: there need not be a training split; without one `None` is returned.
 
     Raises:
         ValueError: where nothing is to be read, or a split is missing.
     """
-    if dataset is None and train_file is not None:
+    if dataset is None and (train_file is not None or measure_only):
         if eval_file is None:
             raise ValueError("`--train-file` needs an `--eval-file` to report on; split one off your data.")
-        held_out = read_file(eval_file)
-        return held_out if measure_only else read_file(train_file, streaming=streaming), held_out
+        train = None if train_file is None else read_file(train_file, streaming=streaming)
+        return train, read_file(eval_file)
     if dataset is None or train_file is not None:
         raise ValueError("Pass either `--dataset` or `--train-file` (with `--eval-file`), got both or neither.")
     folder = Path(dataset)
@@ -160,23 +160,22 @@ def load_splits(
                 splits = datasets.load_dataset(dataset, subset, streaming=streaming)
     if not isinstance(splits, DatasetDict | IterableDatasetDict) or not (measure_only or "train" in splits):
         raise ValueError(f"Data set {dataset!r} must have a split `train`, got {list(splits)}; pass `--train-file`.")
-    train = None if measure_only else splits["train"]
+    train = splits.get("train")
     if streaming and isinstance(train, Dataset):
         train = train.to_iterable_dataset()
     if eval_file is not None:
-        held_out = read_file(eval_file)
-        return held_out if train is None else train, held_out
+        return train, read_file(eval_file)
     for name in dict.fromkeys([task.eval_split if task else "validation", "validation", "dev", "test"]):
         if name in splits:
             held_out = splits[name]
             if isinstance(held_out, IterableDataset):
                 held_out = Dataset.from_list(list(held_out), features=held_out.features)
-            return held_out if train is None else train, held_out
+            return train, held_out
     raise ValueError(f"Data set {dataset!r} has no split to report on, got {list(splits)}; pass `--eval-file`.")
 
 
 def prepare_data(
-    train: Dataset,
+    train: Dataset | None,
     held_out: Dataset,
     tokenizer: Any,
     config: Any,
@@ -196,7 +195,7 @@ def prepare_data(
     """From two raw splits to what a recipe trains on.
 
     Args:
-        train: the training split.
+        train: the training split; `None`, with `measure_only`, where there is none.
         held_out: the split to report.
         tokenizer: the model's.
         config: the model's: its label names, where it has any and the data has the same, give the labels their
@@ -221,6 +220,7 @@ def prepare_data(
     for name, value in (("max_train_samples", max_train_samples), ("max_eval_samples", max_eval_samples)):
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}; leave it out to take all.")
+    train = held_out if train is None else train
     texts, columns = choose_columns(train, text_columns, label_column, task)
     try:
         choose_columns(held_out, texts, columns, task)
@@ -322,10 +322,10 @@ def load_data(
     config = load_config(model)
     task = TASKS[options.task] if options.task else None
     files = (options.dataset, options.subset, options.train_file, options.eval_file)
-    # Whoever could not have all of the training split on this machine need not have it to look at a model.
-    train, held_out = load_splits(
-        *files, task, streaming=measure_only and options.streaming, measure_only=measure_only
-    )
+    train, held_out = load_splits(*files, task, options.streaming, measure_only)
+    if isinstance(train, IterableDataset):
+        # Nobody trains on it here, and its first rows tell what labels mean.
+        train = Dataset.from_list(list(train.take(_TUNING_ROWS)), features=train.features)
     return prepare_data(
         train,
         held_out,

@@ -152,7 +152,7 @@ def check_new(path: Path, overwrite: bool | None = False) -> None:
         ValueError: where something has this name, or where there is no folder for it.
     """
     if path.is_dir() or (path.exists() and not overwrite):
-        remedy = "remove it" if overwrite is None else "pass `--overwrite`"
+        remedy = "pass `--overwrite`" if overwrite is False else "remove it"
         raise ValueError(f"{path} is there already; choose another output, or {remedy}.")
     if not path.parent.is_dir():
         raise ValueError(f"There is no folder {path.parent} for the output; make it, or choose another.")

@@ -160,8 +160,9 @@ def assemble(
     """
     source = Path(model)
     if source.is_dir() and (source / "command.json").is_file() and run_of(source) is None:
-        if several := sorted(path.parent for path in source.glob("speedup-*/report.json")):
-            raise ValueError(f"One run is published at a time, got {len(several)} in {model}; choose {several[0]}.")
+        if (source / "sweep.json").is_file():
+            first = min(source.glob("speedup-*"), default=source)
+            raise ValueError(f"One run is published at a time, got a sweep in {model}; choose one, such as {first}.")
         raise ValueError(f"Only a finished run can be published, got none in {model}; go on with its command first.")
     run = run_of(source) if source.is_dir() else None
     weights = model if run is None else run / "final"

@@ -66,8 +66,9 @@ def read_labels(
     where = f"Column {', '.join(map(repr, columns))}"
     feature = train.features[columns[0]]
     feature = getattr(feature, "feature", feature)
+    own = "reported" if train is held_out else "training"
     training, reported = (
-        _label_values(rows, columns, split, feature) for split, rows in (("training", train), ("reported", held_out))
+        _label_values(rows, columns, split, feature) for split, rows in ((own, train), ("reported", held_out))
     )
     several = isinstance(training[0], list)
     if any(isinstance(value, list) != several for value in [*training, *reported]):

@@ -240,9 +240,9 @@ def predict_file(
     # Before a model is loaded.
     if (chosen := _choose_columns(_first_rows(source), text_columns, keep_columns or ())) is None:
         raise ValueError(f"{source} must hold rows, got none; pass a file with rows.")
+    predictor = FilePredictor(model, text_columns, keep_columns, max_length, batch_size, window, bf16)
     if rejected is None:
         _check_texts(source, chosen[0])
-    predictor = FilePredictor(model, text_columns, keep_columns, max_length, batch_size, window, bf16)
     return predictor.answer(source, target, None if rejected is None else Path(rejected))
 
 
@@ -257,10 +257,11 @@ def _check_texts(source: Path, columns: Sequence[str]) -> None:
     Raises:
         ValueError: where there is one.
     """
+    rows = tqdm(read_rows(source), desc=f"check {source.name}", unit=" rows", disable=None, leave=False)
     parts = 0
-    for before, text in enumerate(_texts_of(read_rows(source), columns)):
-        parts = parts or (_parts(text) if _is_input(text) else 0)
-        _refuse([text], [_reason(text, parts or _parts(text), no_empty=False)], parts or _parts(text), before)
+    for before, text in enumerate(_texts_of(rows, columns)):
+        parts = parts or _parts(text)
+        _refuse([text], [_reason(text, parts, no_empty=False)], parts, before)
 
 
 def _device() -> torch.device:

@@ -345,14 +345,14 @@ def timed_features(data: TaskData) -> list[dict[str, Any]]:
 
 
 def _save_step(step: TrainedStep, data: TaskData, folder: Path) -> None:
-    """Write the folder of a step, and remove what it took to get there."""
+    """Write the folder of a step, and remove what it took to get there, but for the logs of a tracker."""
+    checkpoints = folder.parent / "checkpoints"
+    # Where TensorBoard's lie, unless it is told otherwise.
+    if (logs := checkpoints / folder.name / "runs").is_dir():
+        shutil.copytree(logs, folder.parent / "runs" / folder.name, dirs_exist_ok=True)
     with whole_folder(folder) as partial:
         step.model.save_pretrained(partial)
         data.tokenizer.save_pretrained(partial)
         record = {name: getattr(step, name) for name in ("metrics", "tuning", "masses", "history")}
         write_json(partial / "step.json", record)
-    checkpoints = folder.parent / "checkpoints"
-    # Where TensorBoard's lie, unless it is told otherwise.
-    if (logs := checkpoints / folder.name / "runs").is_dir():
-        shutil.copytree(logs, folder.parent / "runs" / folder.name, dirs_exist_ok=True)
     shutil.rmtree(checkpoints, ignore_errors=True)

@@ -14,9 +14,9 @@ from typing import Any
 
 from .files import InUse, check_free, take, write_json
 
-# Steps that are finished serve another goal as well; how rows are read and measured, and what is logged, where, and on
-# which device changes no model.
-_MAY_CHANGE = {"speedups", "max_drop", "plot", "num_proc", "per_device_eval_batch_size", "report_to", "use_cpu"}
+# Steps that are finished serve another goal as well; how rows are read and measured, and what is logged, changes no
+# model.
+_MAY_CHANGE = {"speedups", "max_drop", "plot", "num_proc", "per_device_eval_batch_size", "report_to"}
 _MAY_CHANGE |= {"logging_steps", "logging_strategy", "logging_first_step", "log_level"}
 _MAY_CHANGE |= {
     f"dataloader_{name}" for name in ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor")
@@ -103,6 +103,18 @@ def check_folder(folder: Path, typed: dict[str, Any], option: str = "--output-di
     return False
 
 
+def typed_before(folder: Path) -> dict[str, Any]:
+    """The options of the command whose run a folder holds, by name; empty where there is none that can be read.
+
+    Args:
+        folder: of a run.
+    """
+    try:
+        return _by_name(json.loads((folder / "command.json").read_text(encoding="utf-8"))["arguments"])
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return {}
+
+
 def check_data(folder: Path, digest: str) -> None:
     """Make sure that a run goes on with the data that it began with.
 
@@ -121,11 +133,17 @@ def check_data(folder: Path, digest: str) -> None:
         )
 
 
-def _settled(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Options by name, of whatever they are about, less those that may change."""
+def _by_name(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Options, of whatever they are about."""
     found: dict[str, Any] = {}
     for name, value in arguments.items():
         found |= value if isinstance(value, dict) else {name: value}
+    return found
+
+
+def _settled(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Options by name, less those that may change."""
+    found = _by_name(arguments)
     left_out = _MAY_CHANGE if found.get("load_best_model_at_end") else _MAY_CHANGE | _WHEN_SAVED
     return {name: value for name, value in found.items() if name not in left_out}
 

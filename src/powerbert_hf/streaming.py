@@ -5,7 +5,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -46,7 +46,9 @@ def load_stream(options: Any, model: str, seed: int = 42, fine_tuned: bool = Fal
     tokenizer = load_tokenizer(model, config)
     task = TASKS[options.task] if options.task else None
     files = (options.dataset, options.subset, options.train_file, options.eval_file)
-    stream, held_out = load_splits(*files, task, streaming=True)
+    train, held_out = load_splits(*files, task, streaming=True)
+    # Asked for so, and there must be one.
+    stream = cast(IterableDataset, train)
     with reading("The training rows", REPAIR):
         head = Dataset.from_list(list(stream.take(_HEAD)), features=stream.features)
     data = prepare_data(
@@ -93,8 +95,8 @@ def load_stream(options: Any, model: str, seed: int = 42, fine_tuned: bool = Fal
             yield from whole
 
     # Processes share out the rows of one generator; several files they would share out, tuning rows and all.
-    train = IterableDataset.from_generator(rows, features=first.features)
-    return replace(data, train=train, source={**data.source, "train_rows": None})
+    endless = IterableDataset.from_generator(rows, features=first.features)
+    return replace(data, train=endless, source={**data.source, "train_rows": None})
 
 
 def _sample(head: Dataset, columns: Sequence[str]) -> Dataset:

@@ -125,7 +125,7 @@ def fastest_within(
     if point > max_drop:
         say(f"a row of the tuning split counts {point:.1f} points, more than the {max_drop:g} that may be lost")
     base = first_step(model, data, args, root, fine_tuned, say)
-    most = 100 * (read_step(base)["tuning"][data.metric] - constant_metric(data))
+    most = _points(read_step(base)["tuning"][data.metric] - constant_metric(data))
     if most <= max_drop:
         raise ValueError(
             f"`max_drop` must be less than one answer to every text would lose, got {max_drop:g} where that is "
@@ -136,8 +136,7 @@ def fastest_within(
     reports = {}
     while (speedup := next_speedup(tried, max_drop, lowest, highest)) is not None:
         report = reports[speedup] = _run(model, root, base, data, args, speedup, unit, say)
-        # Without what floats make of a whole point: of 0.91 less 0.9, somewhat more than 0.01.
-        tried[speedup] = round(100 * (report["tuning"]["base"] - report["tuning"]["final"]), 6)
+        tried[speedup] = _points(report["tuning"]["base"] - report["tuning"]["final"])
         say(f"{speedup:g}x loses {tried[speedup]:.2f} points of {data.metric} on the tuning split")
     good = [speedup for speedup, drop in tried.items() if drop <= max_drop]
     if not good:
@@ -194,6 +193,11 @@ def next_speedup(tried: dict[float, float], max_drop: float, lowest: float, high
     if not tried:
         return min(_FIRST, middle)
     return min(round(good * _FASTER, 2), middle) if bad == highest else middle
+
+
+def _points(lost: float) -> float:
+    """A loss in points, less what floats add: 0.91 less 0.9 is somewhat more than 0.01."""
+    return round(100 * lost, 6)
 
 
 def _name(speedup: float) -> str:
