@@ -17,8 +17,17 @@ def split_names(typed: str | list[str] | None) -> list[str] | None:
     return [name for part in typed or [] for name in part.split(",")] or None
 
 
+class ColumnNames:
+    """Options that may name columns with commas between them."""
+
+    def __post_init__(self) -> None:
+        for name in ("text_columns", "label_column", "keep_columns"):
+            if hasattr(self, name):
+                setattr(self, name, split_names(getattr(self, name)))
+
+
 @dataclass
-class DataArguments:
+class DataArguments(ColumnNames):
     """Which data: a data set by name, or files."""
 
     dataset: str | None = field(default=None, metadata={"help": "Hub id, or a folder, of a data set."})
@@ -53,12 +62,9 @@ class DataArguments:
     )
     num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise; for millions of rows."})
 
-    def __post_init__(self) -> None:
-        self.text_columns, self.label_column = split_names(self.text_columns), split_names(self.label_column)
-
 
 @dataclass
-class ModelArguments:
+class ModelArguments(ColumnNames):
     """Which model."""
 
     model: str = field(metadata={"help": "Hub id, or a folder, of a BERT or ALBERT checkpoint."})

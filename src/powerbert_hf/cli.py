@@ -30,7 +30,6 @@ from .arguments import (
     RecipeArguments,
     ReportArguments,
     SweepArguments,
-    split_names,
 )
 from .parsing import parse, parse_for_model, settle, settle_stream, settle_training, with_names
 from .run_folder import check_data, check_folder, sole_use, typed_before, write_command
@@ -293,7 +292,6 @@ def _benchmark(argv: list[str]) -> None:
     from .speed import run_benchmarks
     from .speed_report import format_measurement, format_setting
 
-    options.text_columns = split_names(options.text_columns)
     command = {"command": ["powerbert", "benchmark", *argv], "version": __version__}
     found = run_benchmarks(options)
     setting, measurements = next(found), []
@@ -317,8 +315,7 @@ def _predict(argv: list[str]) -> None:
     from .shards import find_shards, predict_shards
 
     _quiet_datasets()
-    columns = {name: split_names(getattr(options, name)) for name in ("text_columns", "keep_columns")}
-    fields = {**asdict(options), **columns}
+    fields = asdict(options)
     model, inputs, output = (fields.pop(name) for name in ("model", "input", "output"))
     if Path(output).suffix and not Path(output).is_dir() and not output.endswith("/"):
         if len(inputs) > 1 or Path(inputs[0]).is_dir() or (has_magic(inputs[0]) and not Path(inputs[0]).exists()):
@@ -334,7 +331,7 @@ def _predict(argv: list[str]) -> None:
     _say_if_alone()
     shards = find_shards(inputs, output)
     # What makes other answers; where the rows are may change from day to day.
-    typed = {"model": model, **{name: fields[name] for name in (*columns, "max_length", "bf16")}}
+    typed = {"model": model, **{name: fields[name] for name in ("text_columns", "keep_columns", "max_length", "bf16")}}
     # Another model may have taken the place of the one that has answered.
     typed["model_files"] = digest_of(model)
     folder = Path(output)
@@ -351,7 +348,6 @@ def _inspect(argv: list[str]) -> None:
     if options.output is not None:
         check_new(Path(options.output), options.overwrite)
     _quiet_datasets()
-    options.text_columns = split_names(options.text_columns)
     shown = inspect_model(options, colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
     _say(f"{options.output} holds what survives" if shown is None else shown)
 
@@ -378,8 +374,7 @@ def _calibrate(argv: list[str]) -> None:
     from .calibration import calibrate_folder, format_calibration
 
     _quiet_datasets()
-    fields = {**asdict(options), "text_columns": split_names(options.text_columns)}
-    found = calibrate_folder(**fields, say=_say)
+    found = calibrate_folder(**asdict(options), say=_say)
     _say(f"\n{format_calibration(found)}")
     if options.output_dir is not None:
         _say(f"{options.output_dir} holds the model with this configuration")
