@@ -269,7 +269,12 @@ def test_a_card_of_your_own_that_the_hub_refuses_is_told_why(hub, model, capsys,
         ("hf_wrong", "user/one", [], "the Hub does not accept the token; log in with `hf auth login --force`"),
         (READER, "user/one", [], "the token does not give the right to this; use one that does"),
         (OWNER, "others/one", [], "the token does not give the right to this; use one that does"),
-        (OWNER, "user/there", [], "not overwritten unasked, got user/there, which holds 1 files; pass `--overwrite`"),
+        (
+            OWNER,
+            "user/there",
+            [],
+            "not overwritten unasked, got user/there, which holds 1 files; `powerbert publish --overwrite` has",
+        ),
         (READER, "user/there", ["--overwrite", "--public"], "the token does not give the right to this"),
         (READER, "user/hidden", [], "the token does not give the right to this"),
         (
