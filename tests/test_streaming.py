@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from conftest import Host
-from powerbert_hf import cli, streaming
+from powerbert_hf import cli, data, streaming
 from powerbert_hf.arguments import DataArguments
 from powerbert_hf.checkpoint import load_tokenizer
 from powerbert_hf.texts import read_file, tokenize
@@ -41,6 +41,17 @@ def test_a_stream_holds_every_row_once_but_those_to_tune_on(options, rows, token
     # In another order each time.
     assert sorted(again) == sorted(found)
     assert again != found
+
+
+def test_of_a_streamed_training_split_the_first_rows_are_read_to_measure_and_all_of_them_to_train(
+    options, rows, tmp_path, monkeypatch
+):
+    read = []
+    monkeypatch.setattr(data, "prepare_data", lambda train, *more, **named: read.append(len(train)))
+    monkeypatch.setattr(data, "_TUNING_ROWS", 5)
+    for measure_only in (True, False):
+        data.load_data(options, str(tmp_path / "model"), measure_only=measure_only)
+    assert read == [5, len(rows)]
 
 
 def arguments(tmp_path, *more):

@@ -322,7 +322,7 @@ def load_data(
     config = load_config(model)
     task = TASKS[options.task] if options.task else None
     files = (options.dataset, options.subset, options.train_file, options.eval_file)
-    train, held_out = load_splits(*files, task, options.streaming, measure_only)
+    train, held_out = load_splits(*files, task, measure_only and options.streaming, measure_only)
     if isinstance(train, IterableDataset):
         # Nobody trains on it here, and its first rows tell what labels mean.
         train = Dataset.from_list(list(train.take(_TUNING_ROWS)), features=train.features)
