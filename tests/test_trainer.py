@@ -243,6 +243,30 @@ class RecordRates(TrainerCallback):
         self.rates[state.global_step] = [group["lr"] for group in optimizer.param_groups]
 
 
+@pytest.mark.parametrize("asked", [{"speedup": 2.0}, {"retention_lambda": 0.01}])
+def test_gradients_of_hidden_word_vectors_do_not_keep_the_others_from_learning(host, tmp_path, asked):
+    """A word-vector that is hidden wholly can have a gradient of 1e5: with it in the norm, all else is clipped away."""
+
+    def trained(factor):
+        model = without_dropout(host.make(**SOFT))
+        model.retention_weights.register_hook(lambda gradient: gradient * factor)
+        plain = {"max_steps": 2, "optim": "sgd", "learning_rate": 0.1, "retention_learning_rate": 1e-9}
+        trainer = make_trainer(model, rows_of_one_length(), None, tmp_path, max_grad_norm=0.01, **plain, **asked)
+        trainer.train()
+        log = trainer.state.log_history[0]
+        return {name: value for name, value in model.named_parameters() if "retention" not in name}, log["grad_norm"]
+
+    (found, found_norm), (wanted, norm) = trained(1e8), trained(1.0)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, atol=2e-6, rtol=1e-5, msg=name)
+    assert found_norm == norm
+    # And they are clipped.
+    before = without_dropout(host.make(**SOFT)).state_dict()
+    moved = torch.stack([(value - before[name]).norm() for name, value in wanted.items()]).norm()
+    assert norm > 0.01
+    assert 0 < moved <= 2 * 0.1 * 0.01 * 1.01
+
+
 @pytest.mark.parametrize("strategy", ["random", "group_by_length"])
 def test_resumed_search_ends_where_an_uninterrupted_one_does(host, dataset, tokenizer, tmp_path, strategy):
     """Also in the middle of the second epoch, whose order must be found again; with dropout."""

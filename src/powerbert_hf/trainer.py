@@ -304,6 +304,24 @@ class PoWERTrainer(Trainer):
                     group["lr"] = (2.0 if self._budget is None else LEARNING_RATE) / num_training_steps
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Upstream's, of the model's own weights.
+
+        A word-vector that is hidden wholly, but would be attended to a lot, has a gradient hundred thousands of times
+        as large as they have: with it in the norm, they would hardly learn. An optimizer that normalises gradients
+        needs none of it clipped.
+        """
+        weights = self._retention_weights
+        if weights is None or weights.grad is None:
+            return super()._clip_grad_norm(model)
+        gradient, weights.grad = weights.grad, None
+        norm = super()._clip_grad_norm(model)
+        if self.accelerator.scaler is not None:
+            # Upstream's has taken the loss's scale off the others.
+            gradient = (gradient / self.accelerator.scaler.get_scale()).nan_to_num(0.0, 0.0, 0.0)
+        weights.grad = gradient
+        return norm
+
     def _refine(self, budget: Budget) -> None:
         model, config = self.model, self.model.config
         batches = self._batches_to_refine_on()
