@@ -115,6 +115,26 @@ def test_what_is_worth_more_than_it_costs_grows_at_the_cost_of_the_others(host):
     assert change.sum().item() == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("mass", [1.5, 3.3, 5.2, 7.4, 20.0, 58.3, 62.6])
+def test_what_a_mass_is_worth_is_what_the_loss_changes_by(host, mass):
+    """Of small masses and large ones one end of the ramp stays where it is, so ranks do not count alike."""
+    asked = make_budget(host, 2.0)
+    masses = torch.tensor([60.0, 50.0, mass, 40.0, 30.0, 20.0]).double()
+    worth = -1 / torch.arange(1, 65).double()
+    change = asked.share_out(asked.ramp(masses), torch.nn.functional.one_hot(torch.tensor(2), 6)[:, None] * worth)
+
+    def loss(by):
+        return (worth * asked.ramp(masses * by)[2]).sum()
+
+    # Widths are whole numbers, so the loss jumps by a little.
+    far = min(1.2, (64 / mass) ** 0.9)
+    wanted = (loss(far) - loss(1 / far)) / (2 * math.log(far))
+    log_masses = masses.log().requires_grad_()
+    (price,) = torch.autograd.grad(asked.cost(log_masses.exp()), log_masses)
+    # Less what the budget takes back.
+    torch.testing.assert_close(change[2] / (1 - price[2] / price.sum()), wanted, atol=0, rtol=0.15)
+
+
 @pytest.mark.parametrize("mass", [1.0, 64.0])
 def test_a_mass_at_its_end_is_worth_something_too(host, mass):
     asked = make_budget(host, 2.0)
@@ -221,6 +241,17 @@ def test_all_inputs_shorter_than_any_count_are_no_trouble(host):
 def hiding(host, unit, **fields):
     soft = {"retention_mode": "soft", "retention_length": 12, "retention_unit": unit, "retention_soft_extract": "hide"}
     return host.make(**soft, **fields)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_score_makes_up_for_a_weight_of_nothing(dtype):
+    weights = torch.tensor([[1.0, 0.5, 1e-6, 0.0]], requires_grad=True)
+    scores = torch.tensor([[0.0, 0.0, 30.0, 30.0]], dtype=dtype)
+    attention = (scores + retention.hiding_bias(weights).to(dtype)).softmax(-1)
+    torch.testing.assert_close(attention, torch.tensor([[2 / 3, 1 / 3, 0.0, 0.0]], dtype=dtype), atol=2e-3, rtol=0)
+    assert attention[0, 2:].sum() == 0
+    (gradient,) = torch.autograd.grad(attention[0, 0], weights)
+    torch.testing.assert_close(gradient, torch.tensor([[2 / 9, -4 / 9, 0.0, 0.0]]), atol=5e-3, rtol=0)
 
 
 COUNTS = [8, 5, 1]

@@ -245,7 +245,7 @@ class RecordRates(TrainerCallback):
 
 @pytest.mark.parametrize("asked", [{"speedup": 2.0}, {"retention_lambda": 0.01}])
 def test_gradients_of_hidden_word_vectors_do_not_keep_the_others_from_learning(host, tmp_path, asked):
-    """A word-vector that is hidden wholly can have a gradient of 1e5: with it in the norm, all else is clipped away."""
+    """That of one hidden nearly wholly can be large: with it in the norm, all else would be clipped away."""
 
     def trained(factor):
         model = without_dropout(host.make(**SOFT))

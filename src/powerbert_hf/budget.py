@@ -40,6 +40,8 @@ _FLAT = 1e-12
 _FAR = 10.0
 # Share of R over which the weights of a ramp fall.
 _RAMP = 0.25
+# Least mass that is learned: of a word-vector that is gone no gradient tells what it would be worth.
+_LEAST = 1.5
 # Change of a mass's logarithm that tells what it is worth, and the largest ones that are tried after that.
 _NUDGE = 0.15
 _MOVES = (0.1, 0.2, 0.35)
@@ -61,6 +63,7 @@ class Budget:
 
     def __init__(self, config: Any, speedup: float | None, lengths: Sequence[int] | Tensor) -> None:
         self.lengths, self.length = torch.as_tensor(lengths), config.retention_length
+        self._widest = max(1, int(_RAMP * self.length))
         self._config = copy.copy(config)
         self._config.retention_mode = "hard"
         self._inputs, self._times = (part.double() for part in self.lengths.unique(return_counts=True))
@@ -121,8 +124,7 @@ class Budget:
         """
         masses = masses[:, None]
         # [CLS] stays above the ramp. Over a whole number of ranks, what is cut off at its ends is as much as is added.
-        widest = max(1, int(_RAMP * self.length))
-        width = torch.minimum(masses - 1, self.length - masses).mul(2).floor().clamp(min=1, max=widest)
+        width = torch.minimum(masses - 1, self.length - masses).mul(2).floor().clamp(min=1, max=self._widest)
         ranks = torch.arange(self.length, dtype=masses.dtype) + 0.5
         return (0.5 + (masses - ranks) / width).clamp(0.0, 1.0)
 
@@ -144,7 +146,11 @@ class Budget:
         # Of a mass of 1 or R the ramp lies between two ranks: the rank that would come next tells, or the last one.
         next_rank = masses.round().clamp(max=self.length - 1).long()
         on_ramp |= (torch.arange(self.length) == next_rank[:, None]) & ~on_ramp.any(dim=1, keepdim=True)
-        gain = (gradient.cpu().double() * on_ramp).sum(dim=1) / on_ramp.sum(dim=1) * masses
+        # A ramp at its widest moves as it is. One end of a narrower one stays at [CLS], or at R: ranks grow by as much
+        # as they are away from it.
+        narrow = masses[:, None] < 1 + self._widest / 2, masses[:, None] > self.length - self._widest / 2
+        growth = (1 - weights).where(narrow[0], weights.where(narrow[1], 1.0)) * on_ramp
+        gain = (gradient.cpu().double() * growth).sum(dim=1) / growth.sum(dim=1) * masses
         with torch.enable_grad():
             masses = masses.detach().requires_grad_()
             (price,) = torch.autograd.grad(self.cost(masses), masses)
@@ -164,13 +170,13 @@ class Budget:
             progress: share of the steps that are done.
 
         Returns:
-            (L,), from 1 to R.
+            (L,), from 1.5 to R.
         """
         budget = self._lossless + min(1.0, progress / _FALLING) * (1 / self.speedup - self._lossless)
         depth = torch.arange(1, masses.shape[0] + 1, dtype=masses.dtype)
 
         def moved(by: float) -> Tensor:
-            return (masses * torch.exp(-by * depth)).clamp(1.0, float(self.length))
+            return (masses * torch.exp(-by * depth)).clamp(_LEAST, float(self.length))
 
         held = moved(_root(lambda by: self.cost(moved(by)).item() - budget, -_FAR, _FAR))
         if len(held) > 1:

@@ -48,8 +48,9 @@ _ONE = 1 << 40
 # ceil(f * n) must not round up because a fraction such as 7/30 is not a binary number.
 _COUNT_SLACK = 1e-6
 _MASS_SLACK = 1e-4
-# Share of its attention that a removed word-vector still takes in the search.
-_NOTHING_LEFT = 1e-8
+# Of a word-vector of which less is left, nothing is. A high score makes up for any weight but 0, and the gradient of a
+# weight can be a quarter of one over it.
+_NOTHING_LEFT = 1e-4
 # Further right than any position. A constant: not every exporter can multiply by a symbolic size.
 _BEYOND = 1 << 32
 
@@ -123,14 +124,15 @@ def hiding_bias(weights: Tensor) -> Tensor:
         weights: (B, T) in [0, 1].
 
     Returns:
-        (B, T), finite, so that the gradient is, even where nothing is left.
+        (B, T), finite. A weight of 0 takes none, whatever the score, and has no gradient.
 
     Example:
         >>> scores = torch.zeros(1, 2) + hiding_bias(torch.tensor([[1.0, 0.5]]))
         >>> scores.softmax(-1)
         tensor([[0.6667, 0.3333]])
     """
-    return (weights + _NOTHING_LEFT).log()
+    left = weights > _NOTHING_LEFT
+    return weights.where(left, 1.0).log().where(left, torch.finfo(weights.dtype).min)
 
 
 def rank(significance: Tensor, mask: Tensor | None = None) -> Tensor:

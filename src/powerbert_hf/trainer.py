@@ -307,7 +307,7 @@ class PoWERTrainer(Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Upstream's, of the model's own weights.
 
-        A word-vector that is hidden wholly, but would be attended to a lot, has a gradient hundred thousands of times
+        A word-vector that is hidden nearly wholly, but would be attended to a lot, has a gradient thousands of times
         as large as they have: with it in the norm, they would hardly learn. An optimizer that normalises gradients
         needs none of it clipped.
         """
