@@ -115,19 +115,19 @@ def test_what_is_worth_more_than_it_costs_grows_at_the_cost_of_the_others(host):
     assert change.sum().item() == pytest.approx(0.0, abs=1e-9)
 
 
-@pytest.mark.parametrize("mass", [1.5, 3.3, 5.2, 7.4, 20.0, 58.3, 62.6])
+@pytest.mark.parametrize("mass", [1.5, 3.3, 5.2, 9.4, 80.0, 247.0, 252.3])
 def test_what_a_mass_is_worth_is_what_the_loss_changes_by(host, mass):
     """Of small masses and large ones one end of the ramp stays where it is, so ranks do not count alike."""
-    asked = make_budget(host, 2.0)
-    masses = torch.tensor([60.0, 50.0, mass, 40.0, 30.0, 20.0]).double()
-    worth = -1 / torch.arange(1, 65).double()
+    asked = make_budget(host, 2.0, length=256, max_position_embeddings=256)
+    masses = torch.tensor([240.0, 200.0, mass, 160.0, 120.0, 80.0]).double()
+    worth = -1 / torch.arange(1, 257).double()
     change = asked.share_out(asked.ramp(masses), torch.nn.functional.one_hot(torch.tensor(2), 6)[:, None] * worth)
 
     def loss(by):
         return (worth * asked.ramp(masses * by)[2]).sum()
 
     # Widths are whole numbers, so the loss jumps by a little.
-    far = min(1.2, (64 / mass) ** 0.9)
+    far = min(1.2, (256 / mass) ** 0.9)
     wanted = (loss(far) - loss(1 / far)) / (2 * math.log(far))
     log_masses = masses.log().requires_grad_()
     (price,) = torch.autograd.grad(asked.cost(log_masses.exp()), log_masses)

@@ -39,7 +39,7 @@ _FLAT = 1e-12
 # Far enough to take a mass of 512 to 1 in the first encoder.
 _FAR = 10.0
 # Share of R over which the weights of a ramp fall.
-_RAMP = 0.25
+_RAMP = 0.05
 # Least mass that is learned: of a word-vector that is gone no gradient tells what it would be worth.
 _LEAST = 1.5
 # Change of a mass's logarithm that tells what it is worth, and the largest ones that are tried after that.
@@ -118,7 +118,7 @@ class Budget:
             masses: (L,), from 1 to R.
 
         Returns:
-            (L, R): 1 below the mass, 0 beyond it, falling in a straight line between, over a quarter of R at most.
+            (L, R): 1 below the mass, 0 beyond it, falling in a straight line between, over a twentieth of R at most.
             They add up to the masses exactly: masses are read off their weights again in each step of a search, and
             would creep otherwise.
         """
