@@ -45,6 +45,8 @@ def _read(name: str) -> dict[str, list[tuple[int, dict[str, Any]]]]:
         typed = json.loads(path.with_name("command.json").read_text(encoding="utf-8"))["arguments"]
         read = json.loads(path.read_text(encoding="utf-8"))
         group = f"{typed['data']['task']}, {name_of(typed['model']['model'])}"
+        if typed["data"]["max_train_samples"] is not None:
+            group += f", {typed['data']['max_train_samples']:,} rows"
         found[group].append((typed["training"].get("seed", 42), read))
     return {group: sorted(ones, key=lambda one: one[0]) for group, ones in found.items()}
 
