@@ -90,7 +90,7 @@ def test_retention_weights_have_a_group_of_their_own_without_decay(host, dataset
 def test_masses_fall_and_weights_stay_in_range(host, dataset, tokenizer, tmp_path):
     model = host.make(**SOFT)
     trainer = make_trainer(
-        model, dataset, tokenizer, tmp_path, max_steps=20, retention_lambda=1.0, retention_learning_rate=0.1
+        model, dataset, tokenizer, tmp_path, max_steps=20, retention_lambda=100.0, retention_learning_rate=0.1
     )
     trainer.train()
     weights = model.retention_weights.detach()
