@@ -103,6 +103,20 @@ def test_masses_that_are_read_off_their_weights_step_after_step_stay(host, lengt
     torch.testing.assert_close(masses, begun, atol=1e-3, rtol=0)
 
 
+def test_steps_are_made_with_other_masses_nearby_once_the_budget_is_reached(host):
+    asked = make_budget(host, 2.0)
+    masses = torch.tensor([64.0, 50.0, 40.0, 20.0, 2.0, 1.5]).double()
+    assert torch.equal(asked.scatter(masses, 299, 1000), masses)
+    drawn = torch.stack([asked.scatter(masses, step, 1000) for step in range(300, 1000)])
+    assert torch.equal(drawn[0], asked.scatter(masses, 300, 1000))
+    assert drawn.min() >= 1.5
+    assert drawn.max() <= 64
+    # Away from the ends, by a factor as often as by its inverse, each encoder for itself.
+    moved = (drawn / masses)[:, 1:4].log()
+    torch.testing.assert_close(moved.mean(0), torch.zeros(3).double(), atol=0.02, rtol=0)
+    torch.testing.assert_close(moved.T.cov(), 0.15**2 * torch.eye(3).double(), atol=0.004, rtol=0)
+
+
 def test_what_is_worth_more_than_it_costs_grows_at_the_cost_of_the_others(host):
     asked = make_budget(host, 2.0)
     weights = asked.ramp(torch.tensor([50.0, 40.0, 30.0, 20.0, 15.0, 10.0]).double())
@@ -260,17 +274,14 @@ COUNTS = [8, 5, 1]
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_hidden_word_vectors_are_as_good_as_removed(host, batch, unit, attention):
-    """With weights of 0 and 1 the search sees what will be run, to the rounding of counts."""
+    """With weights of 0 and 1 the search sees what will be run, of inputs of every length."""
     soft = hiding(host, unit, attn_implementation=attention)
     entries = COUNTS if unit == "words" else [count / 12 for count in COUNTS]
     hard = host.make(retention_config=entries, retention_unit=unit)
     hard.load_state_dict(soft.state_dict(), strict=False)
     with torch.no_grad():
         soft.retention_weights.copy_(torch.arange(12) < torch.tensor(COUNTS)[:, None])
-    # In fractions, counts of a shorter input need not be whole.
-    rows = slice(0, 5) if unit == "words" else slice(0, 1)
-    inputs = {name: values[rows] for name, values in batch.items()}
-    torch.testing.assert_close(soft(**inputs).logits, hard(**inputs).logits, atol=2e-5, rtol=0)
+    torch.testing.assert_close(soft(**batch).logits, hard(**batch).logits, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("unit", UNITS)

@@ -183,6 +183,27 @@ class Budget:
             held[-1] = held[-2]
         return held
 
+    @torch.no_grad()
+    def scatter(self, masses: Tensor, step: int, steps: int) -> Tensor:
+        """Masses near these, others in each step, once the budget is reached.
+
+        Weights get used to what [`refine`] will try, and gradients are those of a neighbourhood: counts are whole, so
+        what a short text keeps jumps with the masses.
+
+        Args:
+            masses: (L,).
+            step: those that are done. What is drawn follows from it alone, in all processes and wherever a training
+                goes on.
+            steps: those of the search.
+
+        Returns:
+            (L,), from 1.5 to R; the masses themselves while the budget falls.
+        """
+        if step < _FALLING * steps:
+            return masses
+        drawn = torch.randn(len(masses), generator=torch.Generator().manual_seed(step), dtype=masses.dtype)
+        return (masses * torch.exp(_NUDGE * drawn)).clamp(_LEAST, float(self.length))
+
     @property
     def trials(self) -> int:
         """Losses that [`refine`] asks for."""

@@ -43,7 +43,7 @@ class HoldBudget(TrainerCallback):
 
     From four tenths of the steps on, all weights of an encoder get one gradient, so the optimizer moves them alike: by
     the logarithm of the factor that its mass grows by. The masses are then brought to the budget and the weights made
-    anew from them.
+    anew from them. A step itself is made with masses near them.
     """
 
     def __init__(self, budget: Budget) -> None:
@@ -53,9 +53,16 @@ class HoldBudget(TrainerCallback):
         """See `TrainerCallback`; `model` is the unwrapped one."""
         self.weights = model.retention_weights
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the masses a little, for this step."""
+        self.kept = self.weights.detach().cpu().double()
+        masses = self.budget.scatter(retention_mass(self.kept), state.global_step, state.max_steps)
+        with torch.no_grad():
+            self.weights.copy_(self.budget.ramp(masses))
+        self.before = self.weights.detach().cpu().double()
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Turn the gradient of the weights, which is that of all processes by now, into that of the masses."""
-        self.before = self.weights.detach().cpu().double()
         if state.global_step < LEARNING * state.max_steps:
             # Nor shall the optimizer remember it.
             self.weights.grad = None
@@ -68,11 +75,11 @@ class HoldBudget(TrainerCallback):
         if state.global_step >= state.max_steps:
             # Upstream takes a step more where a training is resumed at its end.
             with torch.no_grad():
-                self.weights.copy_(self.before)
+                self.weights.copy_(self.kept)
             return
         finite_masses(self.weights)
         growth = (self.weights.detach().cpu().double() - self.before)[:, -1]
-        masses = retention_mass(self.before) * growth.exp()
+        masses = retention_mass(self.kept) * growth.exp()
         masses = self.budget.hold(masses, (state.global_step + 1) / state.max_steps)
         with torch.no_grad():
             self.weights.copy_(self.budget.ramp(masses))

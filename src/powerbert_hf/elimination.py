@@ -148,7 +148,7 @@ class RetentionEncoderMixin:
         if not is_tracing():
             # Whoever sets a field of the configuration is told here what `set_retention` would have said.
             self.config.validate_retention()
-        hide = self.config.retention_soft_extract == "hide"
+        how = self.config.retention_soft_extract
         previous, left = None, width
         for encoder in range(self.config.num_encoders):
             if mode == "off":
@@ -156,8 +156,8 @@ class RetentionEncoderMixin:
             elif cls_only and encoder == last:
                 yield Extract(1, None, not all_queries)
             elif mode == "soft" and weights is not None and lengths is not None:
-                rank_weights = soft_extract_weights(weights[encoder], lengths, width, unit)
-                yield SoftExtract(rank_weights, hide)
+                rank_weights = soft_extract_weights(weights[encoder], lengths, width, unit, how)
+                yield SoftExtract(rank_weights, how == "hide")
             else:
                 entry = self.config.retention_config[encoder]
                 kept = retention_count(entry, width, unit)

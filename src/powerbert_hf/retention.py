@@ -225,22 +225,33 @@ def weights_by_position(order: Tensor, rank_weights: Tensor) -> Tensor:
     return torch.zeros_like(rank_weights).scatter(1, order, rank_weights)
 
 
-def soft_extract_weights(weights: Tensor, lengths: Tensor, width: int, unit: RetentionUnit) -> Tensor:
+def soft_extract_weights(
+    weights: Tensor,
+    lengths: Tensor,
+    width: int,
+    unit: RetentionUnit,
+    soft_extract: RetentionSoftExtract = "multiply",
+) -> Tensor:
     """Weight of every rank, for examples of given lengths.
 
     In `"words"` rank k weighs `r_j[k]`, whatever the length (the paper). In `"fraction"` the R entries are stretched
     over the example's n ranks: rank k weighs the mean of `r_j` between `k * R / n` and `(k + 1) * R / n`, so an
-    example's weights add up to the same share of its length as `r_j` of R. Rank 0, [CLS], weighs 1; so do the ranks
-    of padding, which nobody reads.
+    example's weights add up to the same share of its length as `r_j` of R. Where word-vectors are hidden, rank k
+    weighs what the entry weighs in which it begins: it stays or goes whole. They are as many as counts rounded up, so
+    a model gets used to what Extract will leave of a short text too; but not every entry is read, so this is for
+    entries that are not learned each by itself. Rank 0, [CLS], weighs 1; so do the ranks of padding, which nobody
+    reads.
 
     Args:
         weights: (R,), one encoder's `r_j`.
         lengths: (B,) integers, real word-vectors of each example, all at least 1.
         width: T, columns of the result.
         unit: `"words"` or `"fraction"`.
+        soft_extract: `"hide"`, or another.
 
     Returns:
-        (B, T), in the dtype of `weights`.
+        (B, T), in the dtype of `weights`. With weights of 1 before the mass and 0 from there on, hidden ranks are
+        those that Extract removes.
 
     Example:
         >>> r = torch.tensor([1.0, 1.0, 0.5, 0.1])
@@ -248,12 +259,16 @@ def soft_extract_weights(weights: Tensor, lengths: Tensor, width: int, unit: Ret
         tensor([[1., 1., 1.]])
         >>> soft_extract_weights(r, torch.tensor([2]), 3, "fraction")
         tensor([[1.0000, 0.3000, 1.0000]])
+        >>> soft_extract_weights(r, torch.tensor([2]), 3, "fraction", "hide")
+        tensor([[1.0000, 0.5000, 1.0000]])
     """
     ranks = torch.arange(width, device=weights.device)[None, :]
     lengths = lengths[:, None]
     last = weights.shape[0] - 1
     if unit == "words":
         by_rank = weights[ranks.clamp(max=last)].expand(lengths.shape[0], -1)
+    elif soft_extract == "hide":
+        by_rank = weights[(ranks * weights.shape[0] // lengths).clamp(max=last)]
     else:
         running = torch.cat([weights.new_zeros(1), weights.cumsum(0)])
 
@@ -265,7 +280,7 @@ def soft_extract_weights(weights: Tensor, lengths: Tensor, width: int, unit: Ret
             return running[entry], weights[entry.clamp(max=last)] * (boundary % lengths) / lengths
 
         (whole, part), (next_whole, next_part) = up_to(ranks), up_to(ranks + 1)
-        # Rounding may leave of nearly nothing less than nothing, which could not be hidden: it has no logarithm.
+        # Rounding may leave of nearly nothing less than nothing.
         by_rank = ((next_whole - whole + next_part - part) * lengths / weights.shape[0]).clamp(min=0.0)
     return by_rank.where((ranks > 0) & (ranks < lengths), 1.0)
 
