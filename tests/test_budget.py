@@ -1,11 +1,13 @@
 """A speed-up that is asked for is the one that comes out; masses move by what they are worth."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from powerbert_hf import budget, cost, retention
+from powerbert_hf.callbacks import HoldBudget
 
 UNITS = ["fraction", "words"]
 
@@ -115,6 +117,25 @@ def test_steps_are_made_with_other_masses_nearby_once_the_budget_is_reached(host
     moved = (drawn / masses)[:, 1:4].log()
     torch.testing.assert_close(moved.mean(0), torch.zeros(3).double(), atol=0.02, rtol=0)
     torch.testing.assert_close(moved.T.cov(), 0.15**2 * torch.eye(3).double(), atol=0.004, rtol=0)
+
+
+def test_masses_do_not_wander_with_those_that_steps_are_made_with(host):
+    asked = make_budget(host, 2.0)
+    begun = asked.hold(torch.full((6,), 64.0).double(), 1.0)
+    model = SimpleNamespace(retention_weights=torch.nn.Parameter(asked.ramp(begun).float()))
+    callback, made_with = HoldBudget(asked), []
+    callback.on_train_begin(None, None, None, model)
+    for step in range(50, 100):
+        state = SimpleNamespace(global_step=step, max_steps=100)
+        callback.on_step_begin(None, state, None)
+        made_with.append(retention.retention_mass(model.retention_weights.detach().double()))
+        # No gradient, and an optimizer that does nothing.
+        model.retention_weights.grad = torch.zeros(6, 64)
+        callback.on_pre_optimizer_step(None, state, None)
+        callback.on_optimizer_step(None, state, None)
+        masses = retention.retention_mass(model.retention_weights.detach().double())
+        torch.testing.assert_close(masses, begun, atol=1e-3, rtol=0)
+    assert (torch.stack(made_with).std(0) > 1).any()
 
 
 def test_what_is_worth_more_than_it_costs_grows_at_the_cost_of_the_others(host):
