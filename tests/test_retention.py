@@ -124,13 +124,14 @@ def test_weights_of_one_leave_every_rank_at_one(unit):
 
 
 def test_a_weight_of_nearly_nothing_is_not_less_than_nothing():
-    # Differences of running sums: what rounding leaves may have the wrong sign.
+    # Differences of running sums: what rounding leaves may have the wrong sign, and then has no logarithm.
     nearly_nothing = torch.logspace(-7, -4, 100)[:, None]
     ramps = torch.cat([torch.ones(100, 40), torch.linspace(1, 0.04, 24).expand(100, -1), nearly_nothing], dim=1)
     lengths = torch.arange(1, 104)
     for ramp in torch.nn.functional.pad(ramps, (0, 38)):
         weights = retention.soft_extract_weights(ramp, lengths, 103, "fraction")
         assert weights.min() >= 0
+        assert retention.hiding_bias(weights).isfinite().all()
 
 
 @pytest.mark.parametrize("length", [1, 3, 30, 97])

@@ -176,7 +176,7 @@ class Budget:
         depth = torch.arange(1, masses.shape[0] + 1, dtype=masses.dtype)
 
         def moved(by: float) -> Tensor:
-            return (masses * torch.exp(-by * depth)).clamp(_LEAST, float(self.length))
+            return self._grown(masses, -by * depth)
 
         held = moved(_root(lambda by: self.cost(moved(by)).item() - budget, -_FAR, _FAR))
         if len(held) > 1:
@@ -202,7 +202,11 @@ class Budget:
         if step < _FALLING * steps:
             return masses
         drawn = torch.randn(len(masses), generator=torch.Generator().manual_seed(step), dtype=masses.dtype)
-        return (masses * torch.exp(_NUDGE * drawn)).clamp(_LEAST, float(self.length))
+        return self._grown(masses, _NUDGE * drawn)
+
+    def _grown(self, masses: Tensor, by: Tensor) -> Tensor:
+        """Masses times e to the power of `by`, as far as they are learned: from 1.5 to R."""
+        return (masses * by.exp()).clamp(_LEAST, float(self.length))
 
     @property
     def trials(self) -> int:

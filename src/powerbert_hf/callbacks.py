@@ -59,10 +59,10 @@ class HoldBudget(TrainerCallback):
         masses = self.budget.scatter(retention_mass(self.kept), state.global_step, state.max_steps)
         with torch.no_grad():
             self.weights.copy_(self.budget.ramp(masses))
-        self.before = self.weights.detach().cpu().double()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Turn the gradient of the weights, which is that of all processes by now, into that of the masses."""
+        self.before = self.weights.detach().cpu().double()
         if state.global_step < LEARNING * state.max_steps:
             # Nor shall the optimizer remember it.
             self.weights.grad = None
