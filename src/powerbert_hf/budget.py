@@ -42,7 +42,8 @@ _FAR = 10.0
 _RAMP = 0.05
 # Least mass that is learned: of a word-vector that is gone no gradient tells what it would be worth.
 _LEAST = 1.5
-# Change of a mass's logarithm that tells what it is worth, and the largest ones that are tried after that.
+# Change of a mass's logarithm that tells what it is worth, as a standard deviation what steps are made with, and the
+# largest changes that are tried in the end.
 _NUDGE = 0.15
 _MOVES = (0.1, 0.2, 0.35)
 # Share of the gains that an exchange must be worth to be one.

@@ -43,7 +43,7 @@ class HoldBudget(TrainerCallback):
 
     From four tenths of the steps on, all weights of an encoder get one gradient, so the optimizer moves them alike: by
     the logarithm of the factor that its mass grows by. The masses are then brought to the budget and the weights made
-    anew from them. A step itself is made with masses near them.
+    anew from them. Once the budget is reached, a step itself is made with masses near them, see [`Budget.scatter`].
     """
 
     def __init__(self, budget: Budget) -> None:

@@ -37,8 +37,9 @@ class RetentionConfig(PreTrainedConfig):
             What soft mode does with a word-vector of weight w. `"multiply"`: it is multiplied by w (paper, section
             3.3). `"published"`: the same, and the penalty moves the last encoder's weights too, which a classifier
             never reads. `"hide"`: all later encoders attend to it, and count its votes in the significance, w times
-            as much; with weights of 0 and 1 that is hard mode. For searches for a speed-up: of an input shorter than
-            `retention_length` not every weight is read, which lambda would move all the same.
+            as much; with weights of 0 and 1 that is hard mode. For searches for a speed-up: an input shorter than
+            `retention_length` does not read every weight, and lambda would lower the others whether the task needs
+            them or not.
 
     Raises:
         ValueError: on construction, for fields that contradict each other or the backbone. A field of the wrong type,

@@ -67,7 +67,7 @@ class Extract(NamedTuple):
 
 
 class SoftExtract(NamedTuple):
-    """Rule of an encoder in soft mode: all go on, each times the weight of its rank."""
+    """Rule of an encoder in soft mode: all go on, multiplied by the weight of their rank or hidden by it."""
 
     rank_weights: Tensor
     """(B, T)."""

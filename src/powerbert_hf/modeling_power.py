@@ -32,8 +32,8 @@ _SHORT = 128
 class PoWERSequenceClassifierOutput(SequenceClassifierOutput):
     """`SequenceClassifierOutput` and the two fields of [`PoWERModelOutput`].
 
-    Encoder L hands on [CLS] alone, so `kept_positions[-1]` and `hidden_states[-1]` have length 1, and the penalty
-    leaves encoder L out.
+    But in off mode, encoder L hands on [CLS] alone, so `kept_positions[-1]` and `hidden_states[-1]` have length 1. The
+    penalty leaves encoder L out, but with `retention_soft_extract="published"`.
     """
 
     kept_positions: tuple[Tensor, ...] | None = None

@@ -219,7 +219,8 @@ def predict_file(
         bf16: see [`predict`].
         overwrite: replace a target that is there.
         rejected: csv or jsonl; takes the rows that [`predict`] rejects, with their number, from 1, and the kept
-            columns. `None` refuses the source for the first of them.
+            columns. `None` refuses the source for the first that is missing or not
+            text; an empty one is answered, one that is too long is cut.
 
     Raises:
         ValueError: for files, columns, texts or a model that cannot be used; the target stays as it was.

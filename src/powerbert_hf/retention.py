@@ -29,6 +29,8 @@ Where the paper and IBM's code (https://github.com/IBM/PoWER-BERT) leave room or
 * Equal significance: the lower position first. Kept word-vectors stay in ascending order.
 * Counts round the mass up (paper), never below 1; the code rounds down.
 * The ranking has no gradient, in the paper, in the code and here.
+* Soft-extract multiplies, as in the paper, or hides (`hiding_bias`): later encoders attend to a word-vector of weight
+  w only w times as much. Searches for a speed-up hide.
 """
 
 import math
@@ -124,7 +126,7 @@ def hiding_bias(weights: Tensor) -> Tensor:
         weights: (B, T) in [0, 1].
 
     Returns:
-        (B, T), finite. A weight of 0 takes none, whatever the score, and has no gradient.
+        (B, T), finite. A weight of 1e-4 or less takes none, whatever the score, and has no gradient.
 
     Example:
         >>> scores = torch.zeros(1, 2) + hiding_bias(torch.tensor([[1.0, 0.5]]))
@@ -237,9 +239,10 @@ def soft_extract_weights(
     In `"words"` rank k weighs `r_j[k]`, whatever the length (the paper). In `"fraction"` the R entries are stretched
     over the example's n ranks: rank k weighs the mean of `r_j` between `k * R / n` and `(k + 1) * R / n`, so an
     example's weights add up to the same share of its length as `r_j` of R. Where word-vectors are hidden, rank k
-    weighs what the entry weighs in which it begins: it stays or goes whole. They are as many as counts rounded up, so
-    a model gets used to what Extract will leave of a short text too; but not every entry is read, so this is for
-    entries that are not learned each by itself. Rank 0, [CLS], weighs 1; so do the ranks of padding, which nobody
+    takes the weight of one entry, `r_j[k * R // n]`. With weights of 1 below a whole mass and 0 from there on, as many
+    ranks weigh 1 as Extract keeps, which rounds up, so a model gets used to what will be left of a short text too; a
+    mean would leave a part of the last one. Not every entry is read for a short input, so this is for weights that are
+    made from a mass, not learned each by itself. Rank 0, [CLS], weighs 1; so do the ranks of padding, which nobody
     reads.
 
     Args:
@@ -250,8 +253,7 @@ def soft_extract_weights(
         soft_extract: `"hide"`, or another.
 
     Returns:
-        (B, T), in the dtype of `weights`. With weights of 1 before the mass and 0 from there on, hidden ranks are
-        those that Extract removes.
+        (B, T), in the dtype of `weights`.
 
     Example:
         >>> r = torch.tensor([1.0, 1.0, 0.5, 0.1])

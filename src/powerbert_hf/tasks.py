@@ -17,7 +17,7 @@ class Task:
 
     Args:
         text_columns: one column, or two for sentence pairs.
-        metric: the metric that counts; the first of `METRICS` of its kind.
+        metric: the metric that counts, one of `METRICS`.
         label_names: names by label number; empty for regression.
         max_length: inputs are truncated to this many word-pieces, the paper's N; `None` takes the model's maximum.
         eval_split: the split that is reported.

@@ -1,6 +1,6 @@
 # Copyright 2026 The powerbert_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""transformers' `Trainer`, with the retention penalty in the loss and a learning rate for the retention weights."""
+"""transformers' `Trainer`, which in soft mode learns the retention weights too: by the penalty, or for a speed-up."""
 
 import math
 from collections import defaultdict
@@ -50,8 +50,8 @@ _REFINED_ROWS = 1024
 class PoWERTrainingArguments(TrainingArguments):
     """`TrainingArguments` and what the search of a configuration needs.
 
-    The paper tunes both per task (section 4), lambda in 1e-4 to 1e-3 and the rate in 1e-4 to 1e-2; IBM's published
-    values are in `powerbert_hf.tasks`.
+    The paper tunes lambda, in 1e-4 to 1e-3, and the retention weights' learning rate, in 1e-4 to 1e-2, per task
+    (section 4); IBM's published values are in `powerbert_hf.tasks`.
 
     Args:
         speedup (`float`, *optional*):
@@ -167,10 +167,12 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
 
 
 class PoWERTrainer(Trainer):
-    """`Trainer` for any mode. In soft mode it adds the penalty, trains the retention weights and logs the masses.
+    """`Trainer` for any mode. In soft mode it trains the retention weights too, and logs the masses.
 
-    In any other mode it is `Trainer`. The logs of soft mode hold, besides `loss`: `task_loss` and `retention_penalty`,
-    averaged since the last log, the penalty without lambda, `retention_mass_1` to `retention_mass_L`, and
+    They are trained with the penalty, or held to a budget for `args.speedup` (see [`Budget`]); `max_grad_norm` neither
+    counts nor clips their gradients. In any other mode it is `Trainer`. The logs of soft mode hold, besides `loss`:
+    `task_loss` (with the teacher's part) and `retention_penalty`, without lambda, averaged since the last log,
+    `retention_mass_1` to `retention_mass_L`, and
     `predicted_speedup`, that of the configuration which these masses stand for, where there are lengths to predict it
     on. They reach TensorBoard, trackio and W&B as any scalar that `Trainer` logs.
 
