@@ -57,9 +57,15 @@ def geometric(budget: Budget, encoders: int) -> list[float]:
 
 
 def unrefined(budget: Budget, step: Path, encoders: int) -> list[float]:
-    """What the search had learned before word-vectors were moved once more, at its last log."""
+    """What the search had learned before word-vectors were moved once more, at its last log.
+
+    Raises:
+        ValueError: where masses were not logged.
+    """
     history = json.loads((step / "step.json").read_text(encoding="utf-8"))["history"]
-    last = next(entry for entry in reversed(history) if "retention_mass_1" in entry)
+    last = next((entry for entry in reversed(history) if "retention_mass_1" in entry), None)
+    if last is None:
+        raise ValueError(f"{step} must have logged its masses; sweep again, with a lower `--logging-steps`.")
     return budget.reach([last[f"retention_mass_{encoder}"] for encoder in range(1, encoders + 1)])
 
 
@@ -123,7 +129,7 @@ def compare_profiles(folder: Path, data: TaskData, args: PoWERTrainingArguments,
     runs = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["runs"]
     # Minutes, and the same for every speed-up.
     searched_path = cache(partial(path_of, base, data))
-    for name, run in product(("learned", "geometric", "unrefined", "calibrated"), runs):
+    for name, run in product(("learned", "geometric", "calibrated", "unrefined"), runs):
         speedup = run["training"]["speedup"]
         if f"{name} {speedup:g}" in done:
             continue

@@ -10,14 +10,13 @@ from powerbert_hf import budget, cost, retention
 from powerbert_hf.callbacks import HoldBudget
 
 UNITS = ["fraction", "words"]
+LENGTHS = torch.randint(4, 65, (500,), generator=torch.Generator().manual_seed(4))
 
 
 def make_budget(host, speedup, unit="fraction", lengths=None, length=64, **sizes):
     fields = {**host.fields, "num_hidden_layers": 6, "max_position_embeddings": 64, **sizes}
     config = host.config(**fields, retention_unit=unit, retention_length=length)
-    generator = torch.Generator().manual_seed(4)
-    lengths = torch.randint(4, 65, (500,), generator=generator) if lengths is None else lengths
-    return budget.Budget(config, speedup, lengths)
+    return budget.Budget(config, speedup, LENGTHS if lengths is None else lengths)
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -35,7 +34,7 @@ def test_scaled_masses_have_the_speed_up(host, unit, speedup):
             retention_unit=unit,
             retention_length=64,
         )
-        assert cost.predicted_speedup(mine, asked.lengths) == pytest.approx(speedup, rel=0.03)
+        assert cost.predicted_speedup(mine, LENGTHS) == pytest.approx(speedup, rel=0.03)
 
 
 @pytest.mark.parametrize(("length", "speedup"), [(3, 2.0), (3, 2.4), (5, 3.0)])

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 from conftest import WORDS, Host
 from powerbert_hf import calibration, cli, sensitivity
 from powerbert_hf.agreement import logits, unchanged
-from powerbert_hf.calibration import agreement_bound, calibrate, texts_needed
+from powerbert_hf.calibration import agreement_bound, calibrate, divide, texts_needed
 from powerbert_hf.cost import predicted_speedup
 from powerbert_hf.texts import read_texts, tokenize_texts
 from test_bad_input import refused
@@ -111,11 +112,20 @@ def test_seed_decides_and_batches_do_not():
     assert first != other
 
 
-@pytest.mark.parametrize("agreement", [0.5, 0.9, 0.99, 0.995])
+@pytest.mark.parametrize("agreement", [0.5, 0.9, 0.99, 0.995, 0.999])
 def test_fewest_texts_are_those_that_can_show_it(agreement):
-    half = texts_needed(agreement) // 2
-    assert agreement_bound(half, half) >= agreement > agreement_bound(half - 1, half - 1)
-    assert agreement_bound(half - 1, half) == pytest.approx(beta.ppf(0.05, half - 1, 2))
+    needed = texts_needed(agreement)
+    tested, too_few = (len(divide(texts, 0)[1]) for texts in (needed, needed - 2))
+    assert agreement_bound(tested, tested) >= agreement > agreement_bound(too_few, too_few)
+    assert agreement_bound(tested - 1, tested) == pytest.approx(beta.ppf(0.05, tested - 1, 2))
+
+
+@pytest.mark.parametrize("texts", [59, 100, 598, 1100, 1150, 4095])
+def test_the_agreement_that_is_named_in_a_refusal_can_be_shown(texts):
+    with pytest.raises(ValueError, match="texts are needed") as refusal:
+        calibrate(Host("bert").make(**CLASSES), [{}] * texts, agreement=0.9999)
+    named = float(re.search(r"`agreement`: ([0-9.]+) would", str(refusal.value))[1])
+    assert texts_needed(named) <= texts
 
 
 def test_one_encoder_has_nothing_to_lower():
@@ -145,7 +155,7 @@ def test_bf16_is_compared_with_bf16(monkeypatch):
     ("fields", "options", "inputs", "message"),
     [
         (CLASSES, {}, 597, "at least 598 texts are needed, got 597"),
-        (CLASSES, {"agreement": 0.95}, 100, "at least 118 texts are needed, got 100; .*: 0.942 would need all"),
+        (CLASSES, {"agreement": 0.95}, 100, "at least 118 texts are needed, got 100; .*: 0.941 would need all"),
         (CLASSES, {"agreement": 1.0}, 600, "`agreement` must lie between 0 and 1, both excluded, got 1.0"),
         (CLASSES, {"agreement": 0}, 600, "got 0"),
         (CLASSES, {"agreement": float("nan")}, 600, "got nan"),

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -55,6 +56,7 @@ def make_trainer(model, dataset, tokenizer, folder, **fields):
         model=model,
         args=args,
         train_dataset=dataset,
+        eval_dataset=dataset,
         processing_class=tokenizer,
         data_collator=None if tokenizer is None else DataCollatorWithPadding(tokenizer),
     )
@@ -647,6 +649,23 @@ def test_told_to_leave_a_search_at_its_end_goes_on_from_there(dataset, tokenizer
     torch.testing.assert_close(second.model.retention_weights, whole.model.retention_weights, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_a_training_that_is_resumed_at_its_end_trains_no_further(dataset, tokenizer, tmp_path, mode):
+    """Upstream takes a step more, in an epoch that has rows left."""
+
+    def training():
+        model = without_dropout(Host("bert").make(**MODES[mode]))
+        fields = {"max_steps": 5, "lr_scheduler_type": "constant", "save_strategy": "steps", "save_steps": 5}
+        return make_trainer(model, dataset, tokenizer, tmp_path, **fields)
+
+    whole, again = training(), training()
+    whole.train()
+    wanted = {name: value.clone() for name, value in whole.model.state_dict().items()}
+    again.train(resume_from_checkpoint=True)
+    for name, value in again.model.state_dict().items():
+        assert torch.equal(value, wanted[name]), name
+
+
 def test_a_search_without_rows_left_says_that_it_is_not_refined(dataset, tokenizer, tmp_path, warned):
     class Once(IterableDataset):
         def __init__(self):
@@ -667,7 +686,17 @@ def test_a_search_without_rows_left_says_that_it_is_not_refined(dataset, tokeniz
 def test_lengths_that_nobody_gave_are_those_of_the_training_data(dataset, tokenizer, tmp_path):
     model = Host("bert").make(**SOFT)
     trainer = make_trainer(model, dataset, tokenizer, tmp_path, speedup=2.0)
-    assert trainer._budget.lengths.tolist() == [len(ids) for ids in dataset["input_ids"]]
+    lengths = torch.tensor([len(ids) for ids in dataset["input_ids"]])
+    for masses in ([24.0, 24.0, 24.0], [12.3, 5.0, 5.0]):
+        model.config.retention_mode, model.config.retention_config = "hard", trainer._budget.configuration(masses)
+        wanted = pytest.approx(predicted_speedup(model.config, lengths))
+        assert trainer._predicted(masses) == wanted
+        model.config.retention_mode, model.config.retention_config = "soft", None
+    # Those of what they are padded with do not count.
+    padded = dataset.map(lambda row: tokenizer.pad(row, padding="max_length", max_length=24))
+    assert {len(ids) for ids in padded["input_ids"]} == {24}
+    trainer = make_trainer(model, padded, tokenizer, tmp_path, speedup=2.0)
+    assert trainer._predicted(masses) == wanted
     with pytest.raises(ValueError, match="needs the `lengths` of inputs"):
         make_trainer(model, list(dataset), tokenizer, tmp_path, speedup=2.0)
 
@@ -722,6 +751,34 @@ def test_distance_to_a_teacher_fits_the_kind_of_task():
 def test_goals_that_make_no_sense_are_refused(tmp_path, fields, message):
     with pytest.raises(ValueError, match=message):
         PoWERTrainingArguments(str(tmp_path), **fields)
+
+
+@pytest.mark.parametrize("goal", [{"speedup": 2.0}, {"retention_lambda": 0.01}])
+def test_a_search_that_would_end_with_an_earlier_model_is_refused(dataset, tokenizer, tmp_path, goal):
+    best = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    trainer = partial(make_trainer, dataset=dataset, tokenizer=tokenizer, folder=tmp_path, **best, **goal)
+    with pytest.raises(ValueError, match="`load_best_model_at_end` must be False in a search, got True"):
+        trainer(Host("bert").make(**SOFT))
+    # Of any other training it may be the best.
+    trainer(Host("bert").make(**HARD))
+
+
+@pytest.mark.parametrize("soft_extract", ["multiply", "published"])
+def test_nothing_was_learned_of_the_last_encoder_but_where_it_is_published(dataset, tokenizer, tmp_path, soft_extract):
+    model = Host("bert").make(**SOFT, retention_soft_extract=soft_extract)
+    trainer = make_trainer(model, dataset, tokenizer, tmp_path, retention_lambda=0.01)
+    assert trainer.retention_config == [1.0, 1.0, 1.0 if soft_extract == "published" else 1 / 24]
+
+
+def test_in_float16_a_loss_that_is_lost_ends_a_training_too(dataset, tokenizer, tmp_path):
+    """Gradients may be infinite there, the loss is scaled down then; but not to nothing."""
+    trainer = make_trainer(Host("bert").make(), dataset, tokenizer, tmp_path, num_train_epochs=8)
+    trainer.accelerator.scaler, trainer.accelerator.native_amp = torch.amp.GradScaler("cpu", init_scale=4.0), True
+    trainer.train()
+    assert trainer.state.global_step == trainer.state.max_steps
+    trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: outputs.logits.sum() * float("nan")
+    with pytest.raises(ValueError, match=r"must be finite, got .* in step 4 of 64"):
+        trainer.train()
 
 
 def test_only_a_search_has_a_configuration(dataset, tokenizer, tmp_path):

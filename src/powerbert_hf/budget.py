@@ -21,7 +21,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from .cost import multiply_accumulates_of, predicted_speedup, stock_encoder_multiply_accumulates
+from .cost import multiply_accumulates, multiply_accumulates_of, stock_encoder_multiply_accumulates
 from .retention import retention_config_from_mass, retention_mass
 
 # Share of the search in which the budget falls from the stock model's cost to what was asked for.
@@ -63,11 +63,12 @@ class Budget:
     """
 
     def __init__(self, config: Any, speedup: float | None, lengths: Sequence[int] | Tensor) -> None:
-        self.lengths, self.length = torch.as_tensor(lengths), config.retention_length
+        self.length = config.retention_length
         self._widest = max(1, int(_RAMP * self.length))
         self._config = copy.copy(config)
         self._config.retention_mode = "hard"
-        self._inputs, self._times = (part.double() for part in self.lengths.unique(return_counts=True))
+        self._lengths, times = torch.as_tensor(lengths).unique(return_counts=True)
+        self._inputs, self._times = self._lengths.double(), times.double()
         self._stock = config.num_encoders * stock_encoder_multiply_accumulates(config, self._inputs) @ self._times
         all_kept = [float(self.length)] * config.num_encoders
         self.limits = self.predicted(all_kept), self.predicted([1.0] * config.num_encoders)
@@ -86,7 +87,8 @@ class Budget:
     def predicted(self, masses: Sequence[float]) -> float:
         """The predicted speed-up of that configuration."""
         self._config.retention_config = self.configuration(masses)
-        return predicted_speedup(self._config, self.lengths)
+        # Each length once: there may be millions of inputs.
+        return (self._stock / (multiply_accumulates(self._config, self._lengths).double() @ self._times)).item()
 
     def cost(self, masses: Tensor) -> Tensor:
         """Share of the stock model's multiply-accumulates, as a smooth function of the masses.
@@ -268,7 +270,7 @@ class Budget:
             return [min(length, by * mass) for mass in masses]
 
         # No scale takes a mass above R or below 1 word-vector.
-        low, high = 1 / max(masses), length / max(min(masses[:-1]), 1 / length)
+        low, high = 1 / max(masses), length / min(masses[:-1])
         by = _root(lambda by: self.speedup - self.predicted(scaled(by)), low, high)
         # Counts are whole, so the speed-up jumps there. The first encoders take the larger one, the rest the smaller.
         more, fewer = scaled(by * (1 + 1e-9)), scaled(by * (1 - 1e-9))

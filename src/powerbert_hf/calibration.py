@@ -18,7 +18,7 @@ agreement with the model, not about its accuracy.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, log
+from math import ceil, floor, log
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +94,7 @@ def agreement_bound(agreed: int, tested: int) -> float:
 
 
 def texts_needed(agreement: float) -> int:
-    """The fewest texts that can show an agreement: half of them are searched on, none of the others may change.
+    """The fewest texts that can show an agreement: on some they are searched, see [`divide`], no other may change.
 
     Args:
         agreement: in (0, 1).
@@ -111,7 +111,8 @@ def texts_needed(agreement: float) -> int:
             f"`agreement` must lie between 0 and 1, both excluded, got {agreement}; no number of texts can show that "
             "not one prediction in the world changes. 0.99 is the default."
         )
-    return 2 * ceil(log(1 - _CONFIDENCE) / log(agreement))
+    tested = ceil(log(1 - _CONFIDENCE) / log(agreement))
+    return tested + min(tested, _SEARCHED)
 
 
 def divide(texts: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +123,7 @@ def divide(texts: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         seed: of the draw.
     """
     drawn = np.random.default_rng(seed).permutation(texts)
-    searched = min(_SEARCHED, texts // 2)
+    searched = min(_SEARCHED, (texts + 1) // 2)
     return drawn[:searched], drawn[searched:]
 
 
@@ -157,10 +158,10 @@ def calibrate(
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     if len(features) < needed:
-        best = (1 - _CONFIDENCE) ** (1 / max(1, len(divide(len(features), seed)[1])))
+        best = floor(1000 * (1 - _CONFIDENCE) ** (1 / max(1, len(divide(len(features), seed)[1])))) / 1000
         raise ValueError(
             f"To show an agreement of {agreement:g}, at least {needed} texts are needed, got {len(features)}; pass "
-            f"more, or ask for a lower `agreement`: {best:.3f} would need all predictions to stay."
+            f"more, or ask for a lower `agreement`: {best:g} would need all predictions to stay."
         )
     model.eval()
     first, second = ([features[row] for row in rows] for rows in divide(len(features), seed))

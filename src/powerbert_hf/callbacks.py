@@ -73,7 +73,7 @@ class HoldBudget(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Turn the step of the weights into one of the masses."""
         if state.global_step >= state.max_steps:
-            # Upstream takes a step more where a training is resumed at its end.
+            # Resumed at its end, see [`EndWithLastStep`].
             with torch.no_grad():
                 self.weights.copy_(self.kept)
             return
@@ -108,6 +108,16 @@ class ObeyNewSteps(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `TrainerCallback`."""
         state.compute_steps(args, state.max_steps)
+
+
+class EndWithLastStep(TrainerCallback):
+    """Lets a training that is resumed at its end move no further, where upstream takes a step more."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any, **kwargs: Any) -> None:
+        """See `TrainerCallback`."""
+        if state.global_step >= state.max_steps:
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0
 
 
 class TellSamplerEpoch(TrainerCallback):
@@ -155,7 +165,14 @@ class LeaveWhenTold(TrainerCallback):
 
 
 class FiniteGradients(TrainerCallback):
-    """Ends a training whose loss is lost, before it spoils the weights, in all processes alike."""
+    """Ends a training whose loss is lost, before it spoils the weights, in all processes alike.
+
+    Args:
+        accelerator: of the training; its scaler tells what to expect in float16.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        self.accelerator = accelerator
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         """See `TrainerCallback`; `model` is the unwrapped one.
@@ -163,8 +180,9 @@ class FiniteGradients(TrainerCallback):
         Raises:
             ValueError: where a gradient is not finite.
         """
-        # In float16 a gradient may be infinite: the step is skipped then, and the loss scaled down.
-        if args.fp16:
+        # In float16 a gradient may be infinite: the step is skipped then, and the loss scaled down, if not to nothing.
+        scaler = self.accelerator.scaler
+        if args.fp16 if scaler is None else scaler.get_scale() >= 1:
             return
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         if torch.isfinite(norm):

@@ -115,7 +115,7 @@ def search_configuration(
         retention_soft_extract=soft_extract,
     )
     if args.load_best_model_at_end:
-        # The best on the tuning split is one that has lost little yet.
+        # It is said for the other two steps.
         args = copy.copy(args)
         args.load_best_model_at_end = False
         # Else the last checkpoint would be removed, before masses are refined, and the best one be kept.
@@ -124,11 +124,7 @@ def search_configuration(
     trainer = _trainer(soft, data, args, teacher=_teacher(model, args), lengths=data.tune["length"])
     _run(trainer)
     masses = retention_mass(soft.retention_weights.detach()).tolist()
-    config: list[Any] = list(trainer.retention_config)
-    if soft_extract != "published":
-        # Encoder L hands on [CLS] alone, whatever was learned there: only the paper's configurations show it.
-        config[-1] = 1 if unit == "words" else 1 / length
-    soft.set_retention(config, unit=unit, length=length)
+    soft.set_retention(trainer.retention_config, unit=unit, length=length)
     found = predicted_speedup(soft.config, torch.tensor(data.tune["length"]))
     if args.speedup is not None and abs(found / args.speedup - 1) > _NEAR:
         logger.warning(

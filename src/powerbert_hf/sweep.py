@@ -156,6 +156,8 @@ def fastest_within(
         # What another `max_drop` has chosen is in its own folder, too.
         known = (root / "report.json").is_file() and json.loads((root / "report.json").read_text(encoding="utf-8"))
         if not known or known["training"]["speedup"] != chosen:
+            # The report first: it is not to stand beside another model.
+            (root / "report.json").unlink(missing_ok=True)
             shutil.rmtree(root / "final", ignore_errors=True)
         if not (root / "final").is_dir():
             with whole_folder(root / "final") as partial:

@@ -25,6 +25,7 @@ from .agreement import log_probabilities
 from .budget import LEARNING_RATE, Budget
 from .callbacks import (
     ClampRetentionWeights,
+    EndWithLastStep,
     FiniteGradients,
     HoldBudget,
     RefineMasses,
@@ -189,7 +190,8 @@ class PoWERTrainer(Trainer):
 
     Raises:
         ValueError: for other training arguments, for retention weights that are frozen, not float32 or would be
-            sharded, or for a speed-up that cannot be reached; in training, where the loss is no longer finite.
+            sharded, for a search that would end with an earlier model, or for a speed-up that cannot be reached; in
+            training, where the loss is no longer finite.
         Terminated: in training, where a process was told to leave (`accelerator.set_trigger`) while masses were
             refined.
     """
@@ -210,8 +212,8 @@ class PoWERTrainer(Trainer):
         if teacher is not None and self.args.distillation:
             self.teacher = teacher.to(self.args.device).eval()
         self._since_last_log: dict[str, list[Tensor]] = defaultdict(list)
-        self.add_callback(FiniteGradients())
-        self.add_callback(TellSamplerEpoch())
+        for callback in (FiniteGradients(self.accelerator), EndWithLastStep(), TellSamplerEpoch()):
+            self.add_callback(callback)
         weights = self._retention_weights
         if weights is None:
             return
@@ -225,6 +227,11 @@ class PoWERTrainer(Trainer):
             raise ValueError(
                 "Retention weights must be trained in a search, got frozen ones; set their `requires_grad`, or freeze "
                 "and add adapters after it."
+            )
+        if self.args.load_best_model_at_end:
+            raise ValueError(
+                "`load_best_model_at_end` must be False in a search, got True: the best model is one that has lost "
+                "little yet, and what has been learned since would be gone; leave it out."
             )
         if self.args.speedup is None:
             self.add_callback(ClampRetentionWeights())
@@ -251,6 +258,9 @@ class PoWERTrainer(Trainer):
         masses = finite_masses(weights)
         if self._budget is not None:
             return self._budget.reach(masses)
+        if self.model.config.retention_soft_extract != "published":
+            # Encoder L hands on [CLS] alone, whatever was learned there: only the paper's configurations show it.
+            masses[-1] = 1.0
         return retention_config_from_mass(masses, self.model.config.retention_unit, weights.shape[1])
 
     def _lengths(self) -> list[int]:
@@ -260,6 +270,9 @@ class PoWERTrainer(Trainer):
                 "A search for a `speedup` needs the `lengths` of inputs to predict it on, got None and a "
                 "`train_dataset` without a column `input_ids`; pass them to `PoWERTrainer`."
             )
+        if "attention_mask" in columns:
+            # Rows may have been padded already.
+            return [int(sum(mask)) for mask in self.train_dataset["attention_mask"]]
         return [len(ids) for ids in self.train_dataset["input_ids"]]
 
     @property
