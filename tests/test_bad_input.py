@@ -1,6 +1,7 @@
 """Input that cannot be used: the command says why in one sentence, exits with 2, and nothing was written or lost."""
 
 import json
+import shutil
 import os
 import re
 import subprocess
@@ -121,6 +122,11 @@ def test_files_of_a_model(folder, capsys, name, damaged, message):
     assert message in refused(capsys, folder, options())
 
 
+def test_the_folder_of_a_run_is_not_its_model(folder, capsys):
+    shutil.copytree("model", "earlier/final")
+    assert "got none in earlier; did you mean earlier/final?" in refused(capsys, folder, options(model="earlier"))
+
+
 def test_tokenizers_that_are_not_the_models(folder, capsys):
     reconfigure(folder, vocab_size=9)
     assert "must know no more word-pieces than the model (9), got " in refused(capsys, folder, options())
@@ -172,6 +178,7 @@ def test_tokenizers_that_are_not_the_models(folder, capsys):
         ),
         (options(max_length=65), "what the model takes, got 65"),
         (options(text_columns="body"), "There is no column 'body'; the data has text, label"),
+        (options("--text-columns", "text", "text"), "A pair needs two columns, got `--text-columns` text text"),
         (options(text_columns="text", label_column="text"), "A label must not be a text, got text and text"),
         (options(output_dir=None), "`--output-dir` must be given"),
         (options(output_dir="rows.csv"), "rows.csv holds something else; choose another `--output-dir`"),

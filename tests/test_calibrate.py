@@ -98,6 +98,19 @@ def test_what_was_not_shown_is_not_chosen(agreement, inputs, seed, name):
     assert found.chosen is passed[-1]
 
 
+def test_a_text_counts_once_however_often_it_is_there():
+    features = make_features(150)
+    with pytest.raises(ValueError, match="at least 598 different texts are needed, got 150"):
+        calibrate(Host("bert").make(**CLASSES), features * 5)
+    said = []
+    found, wanted = (
+        calibrate(balanced(Host("bert").make(**CLASSES), features), rows, 0.8, say=said.append)
+        for rows in (features + features[::3], features)
+    )
+    assert found == wanted
+    assert said.count("50 of 200 texts are there more than once, and count once") == 1
+
+
 def test_seed_decides_and_batches_do_not():
     features = make_features(200)
     first, again, other = (
@@ -122,8 +135,8 @@ def test_fewest_texts_are_those_that_can_show_it(agreement):
 
 @pytest.mark.parametrize("texts", [59, 100, 598, 1100, 1150, 4095])
 def test_the_agreement_that_is_named_in_a_refusal_can_be_shown(texts):
-    with pytest.raises(ValueError, match="texts are needed") as refusal:
-        calibrate(Host("bert").make(**CLASSES), [{}] * texts, agreement=0.9999)
+    with pytest.raises(ValueError, match="different texts are needed") as refusal:
+        calibrate(Host("bert").make(**CLASSES), [{"input_ids": [n]} for n in range(texts)], agreement=0.9999)
     named = float(re.search(r"`agreement`: ([0-9.]+) would", str(refusal.value))[1])
     assert texts_needed(named) <= texts
 
@@ -154,8 +167,8 @@ def test_bf16_is_compared_with_bf16(monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "options", "inputs", "message"),
     [
-        (CLASSES, {}, 597, "at least 598 texts are needed, got 597"),
-        (CLASSES, {"agreement": 0.95}, 100, "at least 118 texts are needed, got 100; .*: 0.941 would need all"),
+        (CLASSES, {}, 597, "at least 598 different texts are needed, got 597"),
+        (CLASSES, {"agreement": 0.95}, 100, "at least 118 different texts are needed, got 100; .*: 0.941 would need"),
         (CLASSES, {"agreement": 1.0}, 600, "`agreement` must lie between 0 and 1, both excluded, got 1.0"),
         (CLASSES, {"agreement": 0}, 600, "got 0"),
         (CLASSES, {"agreement": float("nan")}, 600, "got nan"),
@@ -255,7 +268,7 @@ def test_command_writes_nothing_unless_asked_and_reads_pairs(folder, capsys):
     ("options", "message"),
     [
         (["--texts=no.txt"], "There is no file no.txt"),
-        (["--texts=texts.txt"], "at least 598 texts are needed, got 130"),
+        (["--texts=texts.txt"], "at least 598 different texts are needed, got 130"),
         (["--texts=texts.txt", "--inputs=100"], "`--inputs` must be at least 598 for an agreement of 0.99, got 100"),
         (["--texts=texts.txt", "--agreement=1"], "`agreement` must lie between 0 and 1"),
         (["--texts=texts.txt", "--agreement=0.8", "--max-length=2"], "`max_length` must lie between 3"),

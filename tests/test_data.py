@@ -190,6 +190,19 @@ def test_whole_numbers_are_no_regression(frame, tokenizer, caplog):
         prepare(priced, tokenizer, task=tasks.TASKS["stsb"], text_columns=["text"])
 
 
+def test_what_was_made_of_the_labels_is_said(frame, tokenizer, caplog):
+    caplog.set_level(logging.INFO, "powerbert_hf")
+    config = Host("bert").make_stock().config
+    data.prepare_data(frame, frame, tokenizer, config)
+    assert "2 classes (negative, positive); 58 rows to train on, 6 to choose by, 64 to report on" in caplog.text
+    assert "differ only in" not in caplog.text
+    labels = [f"{label} " if row % 9 == 0 else label for row, label in enumerate(frame["label"])]
+    blanks = frame.remove_columns("label").add_column("label", labels)
+    data.prepare_data(blanks, blanks, tokenizer, config)
+    assert "holds classes that differ only in blanks or capitals: they are kept apart" in caplog.text
+    assert "4 classes (negative, negative , positive, positive )" in caplog.text
+
+
 def test_numbers_that_are_hard_to_learn_are_pointed_out(tokenizer, caplog):
     for scale, said in ((1.0, 0), (1000.0, 1)):
         priced = Dataset.from_dict({"text": ["a film"] * 20, "label": [scale * (n % 5) + 0.5 for n in range(20)]})
@@ -464,8 +477,9 @@ def test_missing_texts_and_files_are_refused(frame, tokenizer, tmp_path):
 
 def test_pairs_need_a_model_that_tells_one_text_from_the_other(frame, tokenizer):
     config = Host("bert").make_stock(type_vocab_size=1).config
+    frame = frame.add_column("more", frame["text"])
     with pytest.raises(ValueError, match="must have a `type_vocab_size` of 2, got 1"):
-        data.prepare_data(frame, frame, tokenizer, config, text_columns=["text", "text"])
+        data.prepare_data(frame, frame, tokenizer, config, text_columns=["text", "more"])
 
 
 def test_sentence_pairs_are_one_input(frame, tokenizer):

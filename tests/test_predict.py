@@ -3,6 +3,7 @@
 import csv
 import gc
 import json
+import logging
 
 import pytest
 import torch
@@ -117,8 +118,11 @@ def test_a_generator_is_read_window_by_window(tokenizer):
         assert len(read) == wanted
 
 
-def test_what_is_too_long_is_cut_and_where_can_be_said(host, tokenizer):
-    model, (text,) = host.make(**HARD, **NAMES), texts_of([500])
+def test_what_is_too_long_is_cut_and_where_can_be_said(host, tokenizer, caplog):
+    caplog.set_level(logging.INFO, "powerbert_hf")
+    model, (text, short) = host.make(**HARD, **NAMES), texts_of([500, 3])
+    list(predict(model, tokenizer, [short, text, short, text], window=1))
+    assert caplog.messages == ["2 of 4 inputs fill or exceed 64 word-pieces and are cut there"]
     for limit in (None, 16):
         wanted = tokenizer(text, truncation=True, max_length=limit or 64, return_tensors="pt")
         with torch.no_grad():

@@ -272,7 +272,8 @@ def test_a_fine_tuned_model_with_other_labels_is_refused(inputs, capsys, host, t
     stock.config.id2label = {0: "spam", 1: "ham"}
     stock.save_pretrained(tmp_path / "model")
     assert cli.main(["train", *inputs, "--fine-tuned"]) == 2
-    assert "must know the data's labels (negative, positive), got spam, ham" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "must know the data's labels (negative, positive), got spam, ham, none of them negative, positive;" in said
 
 
 def test_numbers_for_a_regression_are_to_be_floats(inputs, capsys, host, rows, tmp_path):

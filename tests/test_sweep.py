@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import pytest
 from datasets import Dataset
@@ -75,6 +76,14 @@ def test_a_run_does_not_go_on_with_other_data(inputs, rows, tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(["train", *inputs, "--speedup=1.5"]) == 2
     assert "A run goes on with the data that it began with" in capsys.readouterr().err
+    # Of the same lengths, with the same labels.
+    words = len(rows[1]["text"].split())
+    for change in ({"text": " ".join(["good"] * words)}, {"label": "negative"}):
+        changed = [rows[0], {**rows[1], **change}, *rows[2:]]
+        assert changed != rows
+        Dataset.from_list(changed).to_csv(tmp_path / "rows.csv")
+        assert cli.main(["train", *inputs, "--speedup=1.5"]) == 2
+        assert "got other texts or labels for" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -94,6 +103,13 @@ def test_a_drop_that_one_answer_to_everything_stays_within_is_refused(inputs, tm
     assert said in capsys.readouterr().err
 
 
+def test_a_drop_of_a_model_that_has_learned_nothing_is_refused(inputs, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "search_and_retrain", lambda *args: pytest.fail("searched"))
+    monkeypatch.setattr(sweep, "constant_metric", lambda data: 1.0)
+    assert cli.main(["train", *inputs, "--max-drop=1"]) == 2
+    assert "`max_drop` needs a fine-tuned model that has learned something" in capsys.readouterr().err
+
+
 def test_the_fastest_within_a_drop_is_the_final_model(inputs, tmp_path, capsys, unlike_one_answer):
     """A drop of 100 points lets everything pass."""
     assert cli.main(["train", *inputs, "--max-drop=100"]) == 0
@@ -104,7 +120,11 @@ def test_the_fastest_within_a_drop_is_the_final_model(inputs, tmp_path, capsys, 
     assert report["training"]["speedup"] == max(tried)
     final = AutoModelForSequenceClassification.from_pretrained(run / "final")
     assert final.config.retention_config == report["retention_config"]
-    assert capsys.readouterr().out.count("points of accuracy on the tuning split") == len(tried)
+    said = capsys.readouterr().out
+    assert said.count("points of accuracy on the tuning split") == len(tried)
+    # Why there is nothing faster, and what the promise is worth.
+    assert re.search(r"the fastest that there is on these lengths has [0-9.]+x", said)
+    assert "at most 100 asked for, on 6 rows" in said
 
 
 def test_a_drop_of_just_as_much_is_good_enough(inputs, tmp_path, monkeypatch, unlike_one_answer):

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A retention configuration without training: the fastest one that leaves a model's own predictions as they are.
 
-Nothing but forward passes on unlabelled texts is needed. The texts are divided at random:
+Nothing but forward passes on unlabelled texts is needed. The texts, each counted once however often it is there, are
+divided at random:
 
 * On the first part a path of configurations is searched, from full retention on, see [`sensitivity.search_path`].
 * On the second part the configurations of the path are tested in their order, from gentle to fast, up to the first
@@ -157,11 +158,14 @@ def calibrate(
     needed = texts_needed(agreement)
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    given, features = len(features), _different(features)
+    if len(features) < given:
+        say(f"{given - len(features)} of {given} texts are there more than once, and count once")
     if len(features) < needed:
         best = floor(1000 * (1 - _CONFIDENCE) ** (1 / max(1, len(divide(len(features), seed)[1])))) / 1000
         raise ValueError(
-            f"To show an agreement of {agreement:g}, at least {needed} texts are needed, got {len(features)}; pass "
-            f"more, or ask for a lower `agreement`: {best:g} would need all predictions to stay."
+            f"To show an agreement of {agreement:g}, at least {needed} different texts are needed, got "
+            f"{len(features)}; pass more, or ask for a lower `agreement`: {best:g} would need all predictions to stay."
         )
     model.eval()
     first, second = ([features[row] for row in rows] for rows in divide(len(features), seed))
@@ -195,6 +199,11 @@ def calibrate(
     chosen = tried[-1] if tried[-1].bound >= agreement else tried[-2]
     model.set_retention(chosen.retention_config, unit="fraction")
     return Calibration(chosen, tuple(tried), agreement, len(first), len(second))
+
+
+def _different(features: Features) -> Features:
+    """Each input once: a copy shows nothing, and one that was searched on is none to test on."""
+    return list({tuple((name, tuple(row[name])) for name in sorted(row)): row for row in features}.values())
 
 
 def calibrate_folder(

@@ -15,6 +15,7 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME
 
 from .modeling_poweralbert import PoWERAlbertForSequenceClassification
 from .modeling_powerbert import PoWERBertForSequenceClassification
@@ -114,7 +115,9 @@ def load_config(model: str | Path) -> PreTrainedConfig:
         fields = PreTrainedConfig.get_config_dict(model)[0]
         found = fields.get("model_type")
     if found is None:
-        raise ValueError(f"A model must have a `config.json` with a `model_type`, got none in {model}; {_REMEDY}.")
+        final = Path(model, "final")
+        remedy = f"did you mean {final}?" if (final / CONFIG_NAME).is_file() else f"{_REMEDY}."
+        raise ValueError(f"A model must have a `config.json` with a `model_type`, got none in {model}; {remedy}")
     _class_for(found, model)
     labels = fields.get("num_labels", 2)
     if isinstance(labels, int) and labels > _MOST_LABELS:

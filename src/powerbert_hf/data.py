@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # The tuning split: a tenth of the training rows, no more than these.
 _TUNING_ROWS = 2000
+# Classes that are named.
+_SHOWN = 5
 
 
 class PadToLength(DataCollatorWithPadding):
@@ -92,12 +94,16 @@ class TaskData:
 
     @cached_property
     def digest(self) -> str:
-        """Of lengths and labels, by which other data under the same name are found out."""
+        """Of inputs and labels, by which other data under the same name are found out."""
         found = hashlib.sha256()
         for split in (self.train, self.tune, self.eval):
             # A stream cannot be read in advance.
-            for name in ("length", "labels") if isinstance(split, Dataset) else ():
+            if not isinstance(split, Dataset):
+                continue
+            for name in ("length", "labels"):
                 found.update(np.asarray(split[name][:], dtype=np.float64).tobytes())
+            for rows in split.select_columns("input_ids").with_format("arrow").iter(10_000):
+                found.update(rows["input_ids"].combine_chunks().flatten().to_numpy().astype(np.int64).tobytes())
         return found.hexdigest()
 
     @property
@@ -263,6 +269,13 @@ def prepare_data(
         numbers = [labels[row] for row in rows]
         splits.append(tokenize(split.select(rows), texts, numbers, tokenizer, limit, num_proc))
     trained_on, tuned_on, reported = splits * 3 if measure_only else splits
+    if not measure_only:
+        shown = ", ".join([*names[:_SHOWN], *(["..."] if len(names) > _SHOWN else [])])
+        logger.info(
+            "%s; %d rows to train on, %d to choose by, %d to report on",
+            f"{len(names)} classes ({shown})" if names else "labels are numbers: a regression",
+            *map(len, splits),
+        )
     cut = sum(length == limit for split in splits for length in split["length"])
     if cut:
         logger.info(

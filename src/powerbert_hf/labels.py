@@ -129,7 +129,7 @@ def read_labels(
 
 
 def warn_of_doubtful(column: str, values: Sequence[Any], labels: Sequence[Any], names: Sequence[str]) -> None:
-    """Say of numbers that they are hard to learn, or that they are classes and perhaps not meant to be.
+    """Say of labels that they are hard to learn, or classes that are perhaps not meant to be, or not to be two.
 
     Args:
         column: where they are.
@@ -147,7 +147,10 @@ def warn_of_doubtful(column: str, values: Sequence[Any], labels: Sequence[Any], 
                 middle,
                 spread,
             )
-    elif type(values[0]) is int and str(values[0]) in names and len(names) > max(_SHOWN, len(values) * _MANY):
+        return
+    if len({name.strip().lower() for name in names}) < len(names):
+        logger.warning("Column %r holds classes that differ only in blanks or capitals: they are kept apart", column)
+    if type(values[0]) is int and str(values[0]) in names and len(names) > max(_SHOWN, len(values) * _MANY):
         logger.warning(
             "Column %r holds whole numbers, which are classes: %d in %d rows. Write them as floats for a regression",
             column,

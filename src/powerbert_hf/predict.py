@@ -4,6 +4,7 @@
 
 import csv
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -23,6 +24,8 @@ from .checkpoint import load_classifier, load_tokenizer
 from .files import check_new, whole_file
 from .rows import Misfit, Row, read_rows
 from .texts import choose_texts, input_limit
+
+logger = logging.getLogger(__name__)
 
 # That oneDNN may keep, see below.
 _PROGRAMS = "64"
@@ -71,7 +74,7 @@ def predict(
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     model.eval()
     collate, answer = DataCollatorWithPadding(tokenizer), answer_for(model.config)
-    rest, done, parts, limit = iter(texts), 0, 0, None
+    rest, done, cut, parts, limit = iter(texts), 0, 0, 0, None
     while part := list(islice(rest, window)):
         # The first input that is one says whether all are texts or pairs.
         parts = parts or next((_parts(text) for text in part if _is_input(text)), 0)
@@ -90,6 +93,9 @@ def predict(
                 reason = {"reason": "over-long", "found": f"{length} word-pieces, {limit} fit"}
             yield reason or next(answers)
         done += len(part)
+        cut += sum(len(row["input_ids"]) == limit for row in fit)
+    if cut:
+        logger.info("%d of %d inputs fill or exceed %d word-pieces and are cut there", cut, done, limit)
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,7 @@ class FilePredictor:
     def answer(self, source: Path, target: Path, rejected: Path | None = None) -> Answered:
         """Answer every row of a file in another, which is either complete or not there; see [`predict_file`].
 
-        A file without rows is answered by an empty one.
+        A file of which no row is answered leaves one without rows, in csv with the columns.
 
         Args:
             source: of rows.
@@ -187,6 +193,9 @@ class FilePredictor:
                     side = files.enter_context(whole_file(rejected))
                 write_row(side, rejected, {"row": number, **answer, **to_repeat}, rejected_done == 0)
                 rejected_done += 1
+            if rows_done == 0 and target.suffix.lower() == ".csv":
+                config = self.classifier.config
+                csv.writer(file).writerow([*self.keep_columns, *answer_for(config)(torch.zeros(config.num_labels))])
             if rejected is not None and rejected_done == 0:
                 rejected.unlink(missing_ok=True)
         return Answered(rows_done, rejected_done)

@@ -55,7 +55,8 @@ def format_report(report: dict[str, Any], model_dir: Path) -> str:
         )
     if "tried" in report:
         lost = ", ".join(f"{one['drop']:.2f} points at {one['speedup']:g}x" for one in report["tried"])
-        rows.insert(-2, ("lost there", f"{lost}; at most {report['max_drop']:g} asked for"))
+        asked_for = f"at most {report['max_drop']:g} asked for, on {tuning['rows']:,} rows"
+        rows.insert(-2, ("lost there", f"{lost}; {asked_for}"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 

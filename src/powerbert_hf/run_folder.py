@@ -128,7 +128,7 @@ def check_data(folder: Path, digest: str) -> None:
     known = json.loads((folder / "command.json").read_text(encoding="utf-8")).get("data")
     if known not in (None, digest):
         raise ValueError(
-            f"A run goes on with the data that it began with, got rows of other lengths or labels for {folder}; "
+            f"A run goes on with the data that it began with, got other texts or labels for {folder}; "
             "restore them, or choose another `--output-dir`."
         )
 

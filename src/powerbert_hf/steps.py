@@ -198,8 +198,10 @@ def check_labels(config: Any, data: TaskData) -> None:
         remedy = "set `id2label` in its configuration, or train a head for them"
         if config.num_labels == 1:
             remedy = "write numbers as floats for its regression, 1.0 for 1, or train a head for classes"
+        lacking = [name for name in ours if name not in theirs] if theirs else []
+        but = f", none of them {', '.join(lacking)}" if lacking else ""
         raise ValueError(
-            f"The model must know the data's labels ({', '.join(ours) or 'a number'}), got {known}; {remedy}."
+            f"The model must know the data's labels ({', '.join(ours) or 'a number'}), got {known}{but}; {remedy}."
         )
     if config.problem_type not in (None, data.problem_type):
         raise ValueError(

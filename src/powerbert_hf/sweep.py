@@ -122,10 +122,16 @@ def fastest_within(
     root = Path(args.output_dir)
     lowest, highest = check_speedups(model, data, [], unit)
     point = 100 / len(data.tune)
-    if point > max_drop:
+    if point > max_drop and data.problem_type != "regression":
         say(f"a row of the tuning split counts {point:.1f} points, more than the {max_drop:g} that may be lost")
     base = first_step(model, data, args, root, fine_tuned, say)
     most = _points(read_step(base)["tuning"][data.metric] - constant_metric(data))
+    if most <= 0:
+        raise ValueError(
+            f"`max_drop` needs a fine-tuned model that has learned something, got one whose {data.metric} on the "
+            "tuning split one answer to every text would reach; train longer or at another rate, in another folder, "
+            "or take another `--metric`."
+        )
     if most <= max_drop:
         raise ValueError(
             f"`max_drop` must be less than one answer to every text would lose, got {max_drop:g} where that is "
@@ -146,6 +152,8 @@ def fastest_within(
             "in the same folder, or train for more epochs into another."
         )
     chosen = max(good)
+    if chosen == max(tried):
+        say(f"the fastest that there is on these lengths has {highest:.2f}x")
     report = {
         **reports[chosen],
         "max_drop": max_drop,

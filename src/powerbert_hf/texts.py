@@ -98,6 +98,8 @@ def choose_texts(
         raise ValueError(f"Name one or two `--text-columns`; {there}")
     if len(chosen) > 2:
         raise ValueError(f"A model reads one or two texts, got `--text-columns` {' '.join(chosen)}.")
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"A pair needs two columns, got `--text-columns` {' '.join(chosen)}; name each once.")
     for name in chosen:
         if name not in columns:
             raise ValueError(f"There is no column {name!r}; {there} Name `--text-columns`.")
