@@ -1,9 +1,9 @@
 """Input that cannot be used: the command says why in one sentence, exits with 2, and nothing was written or lost."""
 
 import json
-import shutil
 import os
 import re
+import shutil
 import subprocess
 import sys
 
