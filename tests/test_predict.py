@@ -123,6 +123,11 @@ def test_what_is_too_long_is_cut_and_where_can_be_said(host, tokenizer, caplog):
     model, (text, short) = host.make(**HARD, **NAMES), texts_of([500, 3])
     list(predict(model, tokenizer, [short, text, short, text], window=1))
     assert caplog.messages == ["2 of 4 inputs fill or exceed 64 word-pieces and are cut there"]
+    # What just fits is not, where longer ones are put aside.
+    caplog.clear()
+    (fits,) = texts_of([62])
+    assert ["reason" in row for row in predict(model, tokenizer, [fits, text], reject=True)] == [False, True]
+    assert not caplog.messages
     for limit in (None, 16):
         wanted = tokenizer(text, truncation=True, max_length=limit or 64, return_tensors="pt")
         with torch.no_grad():

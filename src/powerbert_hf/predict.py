@@ -84,7 +84,8 @@ def predict(
         limit = limit or (input_limit(tokenizer, model.config, parts, max_length) if parts else None)
         asked = [text for text, reason in zip(part, found, strict=True) if reason is None]
         # Over-long texts are known by all of their word-pieces.
-        features = _features(tokenizer, asked, parts, None if reject and max_length is None else limit)
+        cut_at = None if reject and max_length is None else limit
+        features = _features(tokenizer, asked, parts, cut_at)
         fit = [row for row in features if limit is None or len(row["input_ids"]) <= limit]
         answers = map(answer, logits_of(model, fit, collate, batch_size, bf16))
         lengths = iter(len(row["input_ids"]) for row in features)
@@ -93,7 +94,7 @@ def predict(
                 reason = {"reason": "over-long", "found": f"{length} word-pieces, {limit} fit"}
             yield reason or next(answers)
         done += len(part)
-        cut += sum(len(row["input_ids"]) == limit for row in fit)
+        cut += sum(len(row["input_ids"]) == cut_at for row in fit)
     if cut:
         logger.info("%d of %d inputs fill or exceed %d word-pieces and are cut there", cut, done, limit)
 
@@ -228,8 +229,8 @@ def predict_file(
         bf16: see [`predict`].
         overwrite: replace a target that is there.
         rejected: csv or jsonl; takes the rows that [`predict`] rejects, with their number, from 1, and the kept
-            columns. `None` refuses the source for the first that is missing or not
-            text; an empty one is answered, one that is too long is cut.
+            columns. `None` refuses the source for the first that is missing or not text; an empty one is answered,
+            one that is too long is cut.
 
     Raises:
         ValueError: for files, columns, texts or a model that cannot be used; the target stays as it was.
