@@ -16,16 +16,14 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
 from .checkpoint import hub_id, load_config, load_tokenizer, reading
-from .labels import flat, named_labels, read_labels, warn_of_doubtful
+from .labels import flat, named_labels, read_labels, some_of, warn_of_doubtful
 from .tasks import METRICS, TASKS, ClassificationMetric, MultiLabelMetric, RegressionMetric, Task
-from .texts import check_texts, choose_columns, input_limit, read_file, read_folder, tokenize
+from .texts import check_texts, choose_columns, input_limit, read_file, read_folder, tell_cut, tokenize
 
 logger = logging.getLogger(__name__)
 
 # The tuning split: a tenth of the training rows, no more than these.
 _TUNING_ROWS = 2000
-# Classes that are named.
-_SHOWN = 5
 
 
 class PadToLength(DataCollatorWithPadding):
@@ -270,17 +268,13 @@ def prepare_data(
         splits.append(tokenize(split.select(rows), texts, numbers, tokenizer, limit, num_proc))
     trained_on, tuned_on, reported = splits * 3 if measure_only else splits
     if not measure_only:
-        shown = ", ".join([*names[:_SHOWN], *(["..."] if len(names) > _SHOWN else [])])
         logger.info(
             "%s; %d rows to train on, %d to choose by, %d to report on",
-            f"{len(names)} classes ({shown})" if names else "labels are numbers: a regression",
+            f"{len(names)} classes ({some_of(names)})" if names else "labels are numbers: a regression",
             *map(len, splits),
         )
     cut = sum(length == limit for split in splits for length in split["length"])
-    if cut:
-        logger.info(
-            "%d of %d inputs fill or exceed %d word-pieces and are cut there", cut, sum(map(len, splits)), limit
-        )
+    tell_cut(cut, sum(map(len, splits)), limit)
     by_length = np.argsort(reported["length"], kind="stable")
     return TaskData(
         train=trained_on,

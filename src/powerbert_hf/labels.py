@@ -112,7 +112,7 @@ def read_labels(
     reported = [[_known(one, number) for one in row] if several else _known(row, number) for row in reported]
     unknown = sorted({str(value) for value in flat(reported) if value not in number})
     if unknown:
-        shown = ", ".join([*unknown[:_SHOWN], *(["..."] if len(unknown) > _SHOWN else [])])
+        shown = some_of(unknown)
         raise ValueError(
             f"Every class must be in the training split, got {len(unknown)} that are only in the reported split "
             f"({shown}); add rows of them, or write numbers as floats for a regression."
@@ -196,6 +196,11 @@ def _known(value: Any, number: Mapping[Any, int]) -> Any:
 def _are_indicators(rows: Sequence[list[Any]], width: int) -> bool:
     """Whether each row says 0 or 1 for each of several classes."""
     return width > 1 and all(len(row) == width and all(one in (0, 1) for one in row) for row in rows)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first few names, for a sentence."""
+    return ", ".join([*names[:_SHOWN], *(["..."] if len(names) > _SHOWN else [])])
 
 
 def flat(values: Iterable[Any]) -> list[Any]:

@@ -4,7 +4,6 @@
 
 import csv
 import json
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -23,9 +22,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from .checkpoint import load_classifier, load_tokenizer
 from .files import check_new, whole_file
 from .rows import Misfit, Row, read_rows
-from .texts import choose_texts, input_limit
-
-logger = logging.getLogger(__name__)
+from .texts import choose_texts, input_limit, tell_cut
 
 # That oneDNN may keep, see below.
 _PROGRAMS = "64"
@@ -95,8 +92,7 @@ def predict(
             yield reason or next(answers)
         done += len(part)
         cut += sum(len(row["input_ids"]) == cut_at for row in fit)
-    if cut:
-        logger.info("%d of %d inputs fill or exceed %d word-pieces and are cut there", cut, done, limit)
+    tell_cut(cut, done, limit)
 
 
 @dataclass(frozen=True)

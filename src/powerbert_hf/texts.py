@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Texts of a file, which of its columns they are in, and the inputs that a tokenizer makes of them."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from itertools import chain
@@ -15,6 +16,8 @@ from datasets import Dataset, IterableDataset
 from .checkpoint import reading
 from .rows import READER_OPTIONS, REPAIR, check_table, dataset_reader
 from .tasks import Task
+
+logger = logging.getLogger(__name__)
 
 # How a reader of `datasets` takes a file as one piece, however long it is; json counts bytes.
 _AT_ONCE: dict[str, dict[str, Any]] = {
@@ -163,6 +166,12 @@ def input_limit(
             f"got {max_length}; leave it out for the longest."
         )
     return min(max_length or default or longest, longest)
+
+
+def tell_cut(cut: int, inputs: int, limit: int | None) -> None:
+    """Say how many inputs are as long as they may be, if any."""
+    if cut:
+        logger.info("%d of %d inputs fill or exceed %d word-pieces and are cut there", cut, inputs, limit)
 
 
 def check_texts(dataset: Dataset, text_columns: Sequence[str]) -> None:
