@@ -166,6 +166,7 @@ def test_tokenizers_that_are_not_the_models(folder, capsys):
         (options(retention_lambda="-1"), "`retention_lambda` must not be negative or infinite, got -1.0"),
         (options(retention_learning_rate="0"), "`retention_learning_rate` must be above 0 and finite, got 0.0"),
         (options(retention_learning_rate="nan"), "`retention_learning_rate` must be above 0 and finite, got nan"),
+        (options(retraining_learning_rate="0"), "`retraining_learning_rate` must be above 0 and finite, got 0.0"),
         (options(max_steps=-1, num_train_epochs=0), "`--num-train-epochs` must be above 0, got 0.0"),
         (options(max_steps=-1, num_train_epochs=-1), "`--num-train-epochs` must be above 0, got -1.0"),
         (options(per_device_train_batch_size=0), "`--per-device-train-batch-size` must be at least 1, got 0"),

@@ -471,8 +471,11 @@ def test_known_tasks_bring_their_published_hyperparameters(tmp_path):
     assert (args.learning_rate, args.per_device_train_batch_size) == (6e-5, 64)
     assert (what.retention_unit, args.speedup, args.retention_lambda) == ("fraction", 2.0, None)
     assert args.distillation > 0
+    assert args.retraining_learning_rate == pytest.approx(0.3 * 6e-5)
+    assert settled("--retraining-learning-rate=1e-5")[1].retraining_learning_rate == 1e-5
     what, args = settled("--paper")
     assert (what.retention_unit, args.speedup, args.distillation) == ("words", None, None)
+    assert args.retraining_learning_rate is None
     assert (args.retention_learning_rate, args.retention_lambda) == (3e-3, 3e-3)
     _, args = settled("--paper", "--retention_learning_rate=1e-2")
     assert (args.retention_learning_rate, args.retention_lambda) == (1e-2, 3e-3)

@@ -12,6 +12,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from conftest import Host
 from powerbert_hf import PoWERTrainer, PoWERTrainingArguments, fine_tune, retrain, search_configuration
+from powerbert_hf.checkpoint import load_classifier
 from powerbert_hf.data import prepare_data
 from powerbert_hf.recipe import constant_metric, predicted_speedup
 from powerbert_hf.stopping import Terminated
@@ -47,6 +48,16 @@ def test_models_go_from_step_to_step_as_they_are(stock, task, arguments):
     assert predicted_speedup(final.model.config, torch.tensor(task.tune["length"])) == pytest.approx(1.5, rel=0.1)
     # A teacher is not trained, and the first step's model is not the second one's.
     assert all(torch.equal(before[name], weights) for name, weights in tuned.state_dict().items())
+
+
+def test_re_training_has_a_learning_rate_of_its_own(stock, task, arguments):
+    hard = load_classifier(stock, retention_config=[1.0, 0.5, 0.5], retention_unit="fraction")
+
+    def rates(**fields):
+        step = retrain(hard, task, arguments("lower" if fields else "usual", **fields))
+        return [entry["learning_rate"] for entry in step.history if "learning_rate" in entry]
+
+    assert rates(retraining_learning_rate=2e-4) == pytest.approx([0.2 * rate for rate in rates()])
 
 
 def test_what_has_no_configuration_is_not_re_trained(stock, task, arguments):

@@ -256,6 +256,7 @@ def _report(
                 "learning_rate",
                 "speedup",
                 "retention_learning_rate",
+                "retraining_learning_rate",
                 "retention_lambda",
                 "distillation",
                 "bf16",

@@ -147,12 +147,15 @@ def retrain(
     Args:
         model: from step 2.
         data: from `data.prepare_data`.
-        args: of the training.
+        args: of the training; the learning rate is `retraining_learning_rate`, if that is set.
         teacher: from step 1, for `args.distillation`.
 
     Raises:
         ValueError: for a model without a configuration.
     """
+    if args.retraining_learning_rate is not None:
+        args = copy.copy(args)
+        args.learning_rate = args.retraining_learning_rate
     return _train(load_classifier(model, retention_mode="hard"), data, args, _teacher(teacher, args))
 
 

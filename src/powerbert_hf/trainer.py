@@ -65,6 +65,8 @@ class PoWERTrainingArguments(TrainingArguments):
             steps bounds how far a mass can fall; `None` sets 2 divided by the number of steps, with which a weight can
             just fall from 1 to 0 while the rate decays linearly. With `speedup` it is that of the masses' logarithms,
             and `None` sets 5 divided by the number of steps.
+        retraining_learning_rate (`float`, *optional*):
+            Learning rate of the third step, see [`steps.retrain`]; `None` takes `learning_rate`.
         distillation (`float`, *optional*):
             Share of the loss, from 0 to 1, that is the distance to the answers of a teacher, see [`PoWERTrainer`].
     """
@@ -78,6 +80,12 @@ class PoWERTrainingArguments(TrainingArguments):
     )
     retention_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the retention weights; follows from the number of steps."}
+    )
+    retraining_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate of the re-training; 0.3 times --learning-rate on the command line, but for --paper."
+        },
     )
     distillation: float | None = field(
         default=None,
@@ -102,11 +110,15 @@ class PoWERTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`retention_lambda` must not be negative or infinite, got {self.retention_lambda}; 1e-3 is usual."
             )
-        if self.retention_learning_rate is not None and not 0 < self.retention_learning_rate < math.inf:
-            raise ValueError(
-                f"`retention_learning_rate` must be above 0 and finite, got {self.retention_learning_rate}; leave it "
-                "out to have it follow from the number of steps."
-            )
+        for name, source in (
+            ("retention_learning_rate", "the number of steps"),
+            ("retraining_learning_rate", "`learning_rate`"),
+        ):
+            rate = getattr(self, name)
+            if rate is not None and not 0 < rate < math.inf:
+                raise ValueError(
+                    f"`{name}` must be above 0 and finite, got {rate}; leave it out to have it follow from {source}."
+                )
 
 
 def distillation_loss(answers: Tensor, wanted: Tensor, problem_type: str | None) -> Tensor:
