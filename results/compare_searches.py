@@ -8,10 +8,11 @@
 All begin with what a finished `powerbert sweep` left, and take its data, seed and arguments. `profiles` re-trains
 from the fine-tuned weights alike, for every speed-up of the sweep, the learned configuration, a geometric one, the
 learned one before it was refined, and the one on the path that `powerbert calibrate` searches. `defaults` searches and
-re-trains with one default after the other as the paper has it. `targets` searches for 1.5x, 2x, 3x and 5x at half and
-at double the epochs of the sweep, and re-trains nothing. `agreements` calibrates the fine-tuned model on training
-rows that it was not trained on, and counts on the reported split which predictions have stayed; of the sweep it needs
-that model alone. What is in the output already is not done again.
+re-trains with one default after the other as the paper has it; *one-rate* only re-trains what the sweep has searched.
+`targets` searches for 1.5x, 2x, 3x and 5x at half and at double the epochs of the sweep, and re-trains nothing.
+`agreements` calibrates the fine-tuned model on training rows that it was not trained on, and counts on the reported
+split which predictions have stayed; of the sweep it needs that model alone. What is in the output already is not done
+again.
 """
 
 import argparse
@@ -145,7 +146,9 @@ def compare_profiles(folder: Path, data: TaskData, args: PoWERTrainingArguments,
             "calibrated": partial(calibrated, budget, searched_path),
         }[name]
         model.set_retention(profile(), unit=run["retention_unit"], length=run["retention_length"])
-        step = retrain(model, data, training(args, f"{name} {speedup:g}"), teacher=path)
+        # At the whole rate: no search has fitted these weights to any configuration.
+        own = training(args, f"{name} {speedup:g}", retraining_learning_rate=None)
+        step = retrain(model, data, own, teacher=path)
         done[f"{name} {speedup:g}"] = outcome(step.model, base, data, step.tuning, step.metrics)
         save()
 
@@ -157,7 +160,7 @@ def compare_defaults(folder: Path, data: TaskData, args: PoWERTrainingArguments,
     runs = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["runs"]
     task = TASKS.get(runs[0]["data"]["task"])
     published = task.search if task else {}
-    for run, name in product(runs, ("default", "words", "multiply", "undistilled", "penalty")):
+    for run, name in product(runs, ("default", "one-rate", "words", "multiply", "undistilled", "penalty")):
         speedup = run["training"]["speedup"]
         # There is no penalty without a published lambda.
         if f"{name} {speedup:g}" in done or (name == "penalty" and not published):
@@ -165,6 +168,10 @@ def compare_defaults(folder: Path, data: TaskData, args: PoWERTrainingArguments,
         if name == "default":
             final = load_classifier(folder / f"speedup-{speedup:g}" / "final")
             tuning, reported = ({data.metric: one["final"]} for one in (run["tuning"], run))
+        elif name == "one-rate":
+            own = training(args, f"{name} {speedup:g}", retraining_learning_rate=None)
+            step = retrain(folder / f"speedup-{speedup:g}" / "searched", data, own, teacher=path)
+            final, tuning, reported = step.model, step.tuning, step.metrics
         else:
             unit = "words" if name == "words" else run["retention_unit"]
             fields = {
