@@ -248,8 +248,9 @@ def test_labels_of_a_file_that_look_like_numbers_are_the_names_of_another(frame)
 @pytest.mark.parametrize(
     ("train", "held_out", "message"),
     [
-        (["a", None], ["a"], "got 1 without in the training split"),
-        ([0, 1], [0, -1], "got 1 without in the reported split; drop these rows, or write the class -1"),
+        (["a", None], ["a"], "got 1 without in the training split, in row 2; drop"),
+        ([0, 1], [0, -1], "got 1 without in the reported split, in row 2; drop these rows, or write the class -1"),
+        ([0.5, None, 1.5, None], [0.5], "got 2 without in the training split, the first in row 2; drop"),
         ([0.5, float("nan")], [0.5], "got 1 without"),
         (["a", "a"], ["a"], "at least two classes"),
         (["a", "b"], ["a", "c"], r"got 1 that are only in the reported split \(c\)"),

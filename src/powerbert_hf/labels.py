@@ -13,6 +13,8 @@ from typing import Any
 import datasets
 from datasets import Dataset
 
+from .rows import said_rows
+
 logger = logging.getLogger(__name__)
 
 # Classes that a message lists.
@@ -159,6 +161,15 @@ def warn_of_doubtful(column: str, values: Sequence[Any], labels: Sequence[Any], 
         )
 
 
+def _is_hidden(value: Any) -> bool:
+    """-1 is how GLUE's test splits hide their labels."""
+    return type(value) is int and value == -1
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and not isfinite(value)) or _is_hidden(value)
+
+
 def _label_values(rows: Dataset, columns: Sequence[str], split: str, feature: Any) -> list[Any]:
     """The labels of a split as its rows mean them: names where a number stands for one."""
     values = list(rows[columns[0]])
@@ -166,12 +177,13 @@ def _label_values(rows: Dataset, columns: Sequence[str], split: str, feature: An
         values = [list(row) for row in zip(*(rows[name] for name in columns), strict=True)]
     if not values:
         raise ValueError(f"The {split} split is empty; pass a file with rows.")
-    # -1 is how GLUE's test splits hide their labels.
-    hidden = sum(type(value) is int and value == -1 for value in flat(values))
-    missing = sum(value is None or (isinstance(value, float) and not isfinite(value)) for value in flat(values))
-    if hidden + missing:
+    if without := [place for place, value in enumerate(values) if any(map(_is_missing, flat([value])))]:
+        hidden = any(map(_is_hidden, flat(values)))
         remedy = "drop these rows, or write the class -1 as a word" if hidden else "drop these rows"
-        raise ValueError(f"Every row needs a label, got {hidden + missing} without in the {split} split; {remedy}.")
+        raise ValueError(
+            f"Every row needs a label, got {len(without)} without in the {split} split, {said_rows(without)}; "
+            f"{remedy}."
+        )
     # Numbers mean what their own split says, or else what the training split says.
     own = rows.features[columns[0]]
     meant = next((f for f in (getattr(own, "feature", own), feature) if isinstance(f, datasets.ClassLabel)), None)

@@ -5,7 +5,7 @@
 import csv
 import glob
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -71,6 +71,19 @@ def dataset_reader(path: str | Path, lines: bool = False) -> tuple[str, dict[str
     if readers[ending] == "csv":
         options["sep"] = "\t" if ending == "tsv" else ","
     return readers[ending], options | READER_OPTIONS.get(readers[ending], {})
+
+
+def said_rows(places: Sequence[int]) -> str:
+    """Which rows they are, for a message, counted from 1 and without a header.
+
+    Args:
+        places: of the rows, from 0, in their order.
+
+    Example:
+        >>> said_rows([4]), said_rows([4, 7])
+        ('in row 5', 'the first in row 5')
+    """
+    return f"{'the first ' if len(places) > 1 else ''}in row {places[0] + 1}"
 
 
 def check_table(path: str | Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from .checkpoint import reading
-from .rows import READER_OPTIONS, REPAIR, check_table, dataset_reader
+from .rows import READER_OPTIONS, REPAIR, check_table, dataset_reader, said_rows
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -181,9 +181,12 @@ def check_texts(dataset: Dataset, text_columns: Sequence[str]) -> None:
         ValueError: where a text is missing, or all are empty.
     """
     for name in text_columns:
-        missing = sum(not isinstance(text, str) for text in dataset[name])
+        missing = [place for place, text in enumerate(dataset[name]) if not isinstance(text, str)]
         if missing:
-            raise ValueError(f"Column {name!r} must hold texts, got {missing} rows without; drop or fill them.")
+            raise ValueError(
+                f"Column {name!r} must hold texts, got {len(missing)} rows without, {said_rows(missing)}; drop or "
+                "fill them."
+            )
     if not any(text.strip() for name in text_columns for text in dataset[name]):
         raise ValueError(f"Column {', '.join(map(repr, text_columns))} must hold texts, got only empty ones.")
 
