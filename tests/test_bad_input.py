@@ -208,8 +208,16 @@ def test_options(folder, capsys, arguments, message):
         ("semicolon.csv", "text;label\na;b\n", "There is no column 'text'; the data has text;label."),
         ("other.csv", "body,label\na,b\nc,d\n", "There is no column 'text'; the data has body, label."),
         ("half.csv", "text,label\na,negative\nb,\n", "Every row needs a label, got 1 without"),
-        ("textless.csv", 'text,label\n"",negative\nb,positive\n', "must hold texts, got 1 rows without, in row 1;"),
-        ("numbers.csv", "text,label\n1,negative\n2,positive\n", "got 2 rows without, the first in row 1;"),
+        (
+            "textless.csv",
+            'text,label\n"",negative\nb,positive\n',
+            "'text' must hold texts, got 1 rows without, in row 1;",
+        ),
+        (
+            "numbers.csv",
+            "text,label\n1,negative\n2,positive\n",
+            "'text' must hold texts, got 2 rows without, the first in row 1;",
+        ),
         ("one.csv", "text,label\na,positive\nb,positive\n", "at least two classes, got only ['positive']"),
         ("nan.jsonl", '{"text": "a", "label": NaN}\n{"text": "b", "label": 0.5}\n', "got 1 without"),
         (
