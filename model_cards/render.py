@@ -19,7 +19,11 @@ def cards() -> dict[Path, str]:
     for path in sorted(RESULTS.glob("*/report.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         typed = json.loads(path.with_name("command.json").read_text(encoding="utf-8"))["typed"]
-        facts = facts_of_report(report, typed, f"runs/{path.parent.name}/final")
+        # A card names folders without the place where they were.
+        run = Path("runs", Path(typed[typed.index("--output-dir") + 1]).name)
+        if typed[1] == "sweep":
+            run /= f"speedup-{report['training']['speedup']:g}"
+        facts = facts_of_report(report, typed, str(run / "final"))
         found[HERE / f"{path.parent.name}.md"] = str(make_card(facts))
     return found
 
