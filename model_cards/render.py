@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from powerbert_hf.card import facts_of_report, make_card
+from powerbert_hf.run_folder import speedup_folder
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
@@ -22,7 +23,7 @@ def cards() -> dict[Path, str]:
         # A card names folders without the place where they were.
         run = Path("runs", Path(typed[typed.index("--output-dir") + 1]).name)
         if typed[1] == "sweep":
-            run /= f"speedup-{report['training']['speedup']:g}"
+            run /= speedup_folder(report["training"]["speedup"])
         facts = facts_of_report(report, typed, str(run / "final"))
         found[HERE / f"{path.parent.name}.md"] = str(make_card(facts))
     return found

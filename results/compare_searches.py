@@ -40,6 +40,7 @@ from powerbert_hf.cost import predicted_speedup
 from powerbert_hf.data import TaskData, load_data, load_splits
 from powerbert_hf.files import write_json
 from powerbert_hf.parsing import parse, settle_training
+from powerbert_hf.run_folder import speedup_folder
 from powerbert_hf.sensitivity import PathPoint, comparison, search_path
 from powerbert_hf.steps import evaluate_model, retrain, search_configuration
 from powerbert_hf.tasks import TASKS
@@ -137,7 +138,7 @@ def compare_profiles(folder: Path, data: TaskData, args: PoWERTrainingArguments,
         fields = {field: run[field] for field in ("retention_unit", "retention_length")}
         model = load_classifier(path, retention_config=None, retention_mode=None, **fields)
         budget = Budget(model.config, speedup, data.tune["length"])
-        encoders, step_2 = model.config.num_encoders, folder / f"speedup-{speedup:g}" / "searched"
+        encoders, step_2 = model.config.num_encoders, folder / speedup_folder(speedup) / "searched"
         profile = {
             # Not the sweep's final model, which goes on from the weights of the search, trained for longer.
             "learned": partial(run.get, "retention_config"),
@@ -166,11 +167,11 @@ def compare_defaults(folder: Path, data: TaskData, args: PoWERTrainingArguments,
         if f"{name} {speedup:g}" in done or (name == "penalty" and not published):
             continue
         if name == "default":
-            final = load_classifier(folder / f"speedup-{speedup:g}" / "final")
+            final = load_classifier(folder / speedup_folder(speedup) / "final")
             tuning, reported = ({data.metric: one["final"]} for one in (run["tuning"], run))
         elif name == "one-rate":
             own = training(args, f"{name} {speedup:g}", retraining_learning_rate=None)
-            step = retrain(folder / f"speedup-{speedup:g}" / "searched", data, own, teacher=path)
+            step = retrain(folder / speedup_folder(speedup) / "searched", data, own, teacher=path)
             final, tuning, reported = step.model, step.tuning, step.metrics
         else:
             unit = "words" if name == "words" else run["retention_unit"]

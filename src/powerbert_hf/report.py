@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .retention_file import RetentionFile
+from .run_folder import speedup_folder
 
 
 def format_report(report: dict[str, Any], model_dir: Path) -> str:
@@ -151,7 +152,7 @@ def read_run(folder: Path) -> Run:
         ValueError: where it is not a finished run, or has been changed.
     """
     report = read_json(folder / "report.json")
-    inner = folder / f"speedup-{report['training']['speedup']:g}" if "max_drop" in report else folder
+    inner = folder / speedup_folder(report["training"]["speedup"]) if "max_drop" in report else folder
     above = folder if (folder / "command.json").is_file() else folder.parent
     folders = {"fine_tuned": above / "fine_tuned", "searched": inner / "searched", "final": folder / "final"}
     command = read_json(above / "command.json")

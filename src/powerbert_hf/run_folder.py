@@ -39,6 +39,16 @@ def name_of(model: str | Path) -> str:
     return (path.parent.name if path.name in _STEPS else "") or path.name or str(model)
 
 
+def speedup_folder(speedup: float) -> str:
+    """The folder, in that of a sweep, of the run that was asked for a speed-up.
+
+    Example:
+        >>> speedup_folder(2.0)
+        'speedup-2'
+    """
+    return f"speedup-{speedup:g}"
+
+
 @contextmanager
 def sole_use(folder: Path) -> Iterator[None]:
     """Lock the folder of a run, where the system can; the lock ends with the process, however that ends.

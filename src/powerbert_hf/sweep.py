@@ -26,6 +26,7 @@ from .recipe import (
     timed_features,
 )
 from .retention import RetentionUnit
+from .run_folder import speedup_folder
 from .trainer import PoWERTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def _compare(
     model: str, root: Path, runs: list[dict[str, Any]], data: TaskData, args: PoWERTrainingArguments
 ) -> dict[str, Any]:
     """Time the baselines beside the slowest run, and write `sweep.json`."""
-    ours = load_classifier(root / _name(runs[0]["training"]["speedup"]) / "final")
+    ours = load_classifier(root / speedup_folder(runs[0]["training"]["speedup"]) / "final")
     ways, batch_size = ("a", "b", "c", "ours"), args.per_device_eval_batch_size
     timed = benchmark(ours.to(args.device), timed_features(data), batch_size, ways, repeats=3)
     baselines = {row.description: row.speedup for name, row in timed.rows.items() if name != "ours"}
@@ -169,7 +170,7 @@ def fastest_within(
             shutil.rmtree(root / "final", ignore_errors=True)
         if not (root / "final").is_dir():
             with whole_folder(root / "final") as partial:
-                shutil.copytree(root / _name(chosen) / "final", partial, dirs_exist_ok=True)
+                shutil.copytree(root / speedup_folder(chosen) / "final", partial, dirs_exist_ok=True)
         write_json(root / "report.json", report)
 
     on_main(choose)
@@ -210,10 +211,6 @@ def _points(lost: float) -> float:
     return round(100 * lost, 6)
 
 
-def _name(speedup: float) -> str:
-    return f"speedup-{speedup:g}"
-
-
 def _run(
     model: str,
     root: Path,
@@ -224,7 +221,7 @@ def _run(
     unit: RetentionUnit,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    folder = root / _name(speedup)
+    folder = root / speedup_folder(speedup)
     if on_main((folder / "report.json").is_file):
         return json.loads((folder / "report.json").read_text(encoding="utf-8"))
     say(f"{speedup:g}x faster, in {folder.name}:")
