@@ -253,14 +253,16 @@ def test_an_answer_does_not_depend_on_its_batch(host):
 
 
 def test_pack_sorts_inputs_and_says_where_they_are():
-    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 0, 1]], dtype=torch.bool)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [1, 0, 1, 1, 1]], dtype=torch.bool)
     packed, rows, places = pack(mask)
-    assert packed.lengths == [1, 2, 3]
-    assert packed.starts() == [0, 1, 3]
-    assert rows[:6].tolist() == [3, 6, 8, 0, 1, 2]
-    # Nobody reads the others: they are there because six rows are slower than eight.
-    assert len(rows) == 8
+    assert packed.lengths == [1, 4, 5]
+    assert packed.starts() == [0, 1, 5]
+    assert rows[:10].tolist() == [5, 10, 12, 13, 14, 0, 1, 2, 3, 4]
+    # Nobody reads the others: they are there because ten rows are slower than twelve.
+    assert len(rows) == 12
     assert places.tolist() == [2, 0, 1]
+    # So few are not slower than eight, or sixteen, except where each number of rows is compiled.
+    assert [len(pack(mask[:, :3], dtype)[1]) for dtype in (torch.float32, torch.bfloat16)] == [6, 16]
 
 
 @pytest.mark.parametrize(("wasted", "expected"), [(100_000, 3), (20, 6), (0, 7)])

@@ -25,8 +25,9 @@ _BLOCK_BYTES = 2**21
 # Scores of padding that take as long as the calls for one more block.
 _WASTED_SCORES = 100_000
 # In half precision a CPU's matrix product is compiled for every new number of rows, which costs as much as running it;
-# in float32 one of two or three rows takes longer than one of four.
-_HALF_ROW_STEP, _ROW_STEP = 16, 4
+# in float32 one of two or three rows above a multiple of four takes longer than one of the next multiple, unless they
+# are so few that adding some costs more.
+_HALF_ROW_STEP, _ROW_STEP, _FEW_ROWS = 16, 4, 8
 
 
 class Packed(NamedTuple):
@@ -42,7 +43,7 @@ class Packed(NamedTuple):
 
 def surplus(rows: int, dtype: torch.dtype, device: torch.device) -> int:
     """How many rows to add to `rows`, for nobody to read, because their number is a slow one."""
-    if device.type != "cpu" or rows == 1:
+    if device.type != "cpu" or rows <= (_FEW_ROWS if dtype == torch.float32 else 1):
         return 0
     return -rows % (_ROW_STEP if dtype == torch.float32 else _HALF_ROW_STEP)
 
@@ -212,7 +213,7 @@ def _attend_block(
             scores.unflatten(0, (inputs, -1))[..., beyond].masked_fill_(~real[:, None, None, beyond], lowest)
         attention = scores.softmax(dim=-1, dtype=torch.float32)
         received.append(attention_received(attention.unflatten(0, (inputs, -1)), real))
-        contexts.append(attention.to(value.dtype) @ value[part])
+        contexts.append(torch.bmm(attention.to(value.dtype), value[part]))
     if len(contexts) == 1:
         return contexts[0], received[0]
     return torch.cat(contexts), torch.stack(received).sum(dim=0)
