@@ -68,6 +68,7 @@ figures: $(VENV)/.installed  ## the figures of README.md, from docs/figures/
 
 # Needs Chromium (CHROMIUM names it; /usr/bin/chromium if unset), node and npm.
 pages: $(VENV)/.installed  ## the pages in a browser: nothing cut off, contrast, no request; screenshots in docs/images/
+	$(BIN)/pip install --quiet -c constraints.txt pillow
 	npm install --silent --no-save --prefix .pages playwright-core@1.65.1 axe-core@4.14.1
 	$(BIN)/python docs/figures.py --pages .pages/pages
 	node docs/check_pages.mjs .pages/pages docs/images

@@ -30,6 +30,7 @@ from powerbert_hf.demo import make_demo
 from powerbert_hf.encoder import Extract
 from powerbert_hf.modeling_powerbert import PoWERBertSelfAttention
 from powerbert_hf.packing import Packed
+from powerbert_hf.report import read_run
 from powerbert_hf.retention import extract, rank
 from powerbert_hf.steps import evaluate_model
 from powerbert_hf.trainer import PoWERTrainer
@@ -39,7 +40,9 @@ from powerbert_hf.trainer import PoWERTrainer
 class Options:
     """Which run, and where the three models go."""
 
-    run: str | None = field(default=None, metadata={"help": "Folder of a finished `powerbert train` of a BERT."})
+    run: str | None = field(
+        default=None, metadata={"help": "Folder of a finished run of a BERT, such as that of a sweep's speed-up."}
+    )
     output_dir: str = field(default="ablation", metadata={"help": "Takes ablation.json."})
     epochs: float | None = field(default=None, metadata={"help": "Of each re-training; those of the run if left out."})
     smoke: bool = field(default=False, metadata={"help": "A few steps on generated texts."})
@@ -98,12 +101,11 @@ def main(options: Options) -> None:
         asked |= {"max_train_samples": 400, "max_eval_samples": 50}
         training = {"num_train_epochs": 0.5, "seed": 42}
     else:
-        run = Path(options.run)
-        asked = json.loads((run / "command.json").read_text(encoding="utf-8"))["arguments"]["data"]
-        report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-        start, config, unit = str(run / "fine_tuned"), report["retention_config"], report["retention_unit"]
+        run = read_run(Path(options.run))
+        asked, start = run.arguments["data"], str(run.base)
+        config, unit = run.report["retention_config"], run.report["retention_unit"]
         wanted = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "bf16", "seed")
-        training = {name: report["training"][name] for name in wanted}
+        training = {name: run.report["training"][name] for name in wanted}
     if options.epochs is not None:
         training["num_train_epochs"] = options.epochs
 

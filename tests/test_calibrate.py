@@ -4,8 +4,10 @@ import gc
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -109,6 +111,22 @@ def test_a_text_counts_once_however_often_it_is_there():
     )
     assert found == wanted
     assert said.count("50 of 200 texts are there more than once, and count once") == 1
+
+
+def test_as_many_different_texts_are_drawn_as_there_are():
+    texts = make_texts(90)
+    said = []
+    rows = Dataset.from_dict({"text": texts * 3 + ["plot"] * 500})
+    assert len({*texts, "plot"}) == 91
+    drawn = calibration._drawn(rows, 80, 0, said.append)["text"]
+    assert len({*drawn}) == len(drawn) == 80
+    assert re.fullmatch(r"\d+ of \d+ texts are there more than once, and count once", said.pop())
+    assert {*calibration._drawn(rows, 100, 0, said.append)["text"]} == {*texts, "plot"}
+    assert said.pop().startswith("679 of 770 texts")
+    # Where no text is there twice, those of the seed, in their order.
+    drawn = calibration._drawn(Dataset.from_dict({"text": texts}), 20, 7, said.append)["text"]
+    assert drawn == [texts[row] for row in sorted(np.random.default_rng(7).permutation(90)[:20])]
+    assert not said
 
 
 def test_seed_decides_and_batches_do_not():

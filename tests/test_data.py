@@ -326,6 +326,9 @@ def test_a_column_per_class_is_several_labels():
     columns = ["toxic", "threat"]
     assert labels.read_labels(frame, frame, columns)[0::2] == ([[1, 1], [0, 1], [0, 0]], ("toxic", "threat"))
     assert labels.read_labels(frame, frame, columns, ("Threat", "Toxic"))[0] == [[1, 1], [1, 0], [0, 0]]
+    # Some data sets on the Hub say what 0 and 1 mean.
+    said = frame.cast(Features(dict.fromkeys(columns, ClassLabel(names=["false", "true"]))))
+    assert labels.read_labels(said, said, columns) == labels.read_labels(frame, frame, columns)
     frame = frame.add_column("stars", [2, 0, 1])
     with pytest.raises(
         ValueError, match="'toxic', 'stars' must hold 2 values in every row of both splits, all of them"

@@ -386,6 +386,23 @@ def test_regression_and_pairs_train(host, rows, tokenizer, tmp_path, capsys):
     assert final.config.problem_type == "regression"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--eval-do-concat-batches=false"], "`--eval-do-concat-batches false` is not served"),
+        (["--save-only-model"], "leaves checkpoints that no training goes on from; leave it out, or say"),
+        (
+            ["--load-best-model-at-end", "--lr-scheduler-type=reduce_lr_on_plateau", "--eval-strategy=epoch"],
+            "`--load-best-model-at-end` does not go with `--lr-scheduler-type reduce_lr_on_plateau`",
+        ),
+    ],
+)
+def test_what_would_fail_after_the_first_step_is_refused_before_it(inputs, tmp_path, capsys, options, message):
+    assert cli.main(["train", *inputs, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_evaluate_measures_a_model_on_a_file(inputs, tmp_path, capsys):
     assert cli.main(["train", *inputs]) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -456,7 +473,7 @@ def test_other_architectures_are_refused(inputs, tmp_path, capsys):
     assert "Only BERT and ALBERT models can be made faster here, got 'roberta'" in capsys.readouterr().err
 
 
-def test_known_tasks_bring_their_published_hyperparameters(tmp_path):
+def test_known_tasks_bring_their_published_hyperparameters(tmp_path, monkeypatch):
     from powerbert_hf.trainer import PoWERTrainingArguments
 
     kinds = [arguments.RecipeArguments, arguments.DataArguments, PoWERTrainingArguments]
@@ -469,6 +486,11 @@ def test_known_tasks_bring_their_published_hyperparameters(tmp_path):
 
     what, args = settled()
     assert (args.learning_rate, args.per_device_train_batch_size) == (6e-5, 64)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "device_count", lambda: 4)
+        assert settled()[1].per_device_train_batch_size == 16
+        assert settled("--per-device-train-batch-size=64")[1].per_device_train_batch_size == 64
+    assert parsing.parse("train", ["n", *options[1:]], kinds)[0].model == "n"
     assert (what.retention_unit, args.speedup, args.retention_lambda) == ("fraction", 2.0, None)
     assert args.distillation > 0
     assert args.retraining_learning_rate == pytest.approx(0.3 * 6e-5)

@@ -176,6 +176,10 @@ def labelled(tokenizer, labels, metric=None, **fields):
         ([["a"], ["a"], ["a", "b"], []], "subset_accuracy", 0.5),
         # Everything to all: four of eight right, all four found.
         ([["a"], ["a"], ["b"], ["b"]], "f1_micro", 2 / 3),
+        # Micro: the first label alone, 9 of 20 right, 9 of 20 found; macro: everything to all.
+        ([["a"]] * 9 + [[name] for name in "bcdefghijkl"], "f1_micro", 0.45),
+        ([["a"]] * 2 + [["b"]], "f1_macro", (4 / 5 + 2 / 4) / 2),
+        ([["a"]] * 4 + [["b"]] * 3 + [["c"]] * 3, "subset_accuracy", 0.4),
         ([0.5, 1.5, 2.5], None, 0.0),
     ],
 )

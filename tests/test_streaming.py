@@ -108,6 +108,18 @@ def test_a_saved_data_set_is_a_stream_too(options, rows, tmp_path):
     assert len({*first}) > 50
 
 
+def test_numbers_of_a_stream_may_all_be_alike_for_a_while_and_are_pointed_out_once(options, rows, tmp_path, caplog):
+    scores = [1.0, 0.0] * 10 + [-1.0] * (len(rows) - 20)
+    Dataset.from_list([{**row, "label": score} for row, score in zip(rows, scores, strict=True)]).to_json(
+        tmp_path / "rows.jsonl"
+    )
+    with caplog.at_level("INFO", "powerbert_hf"):
+        data = streaming.load_stream(options, str(tmp_path / "model"))
+        found = [row["labels"] for row in islice(data.train, 62)]
+    assert found.count(-1.0) == len(rows) - 20
+    assert caplog.text.count("Written as whole numbers, they are classes") == 1
+
+
 def test_a_class_that_the_head_does_not_have_is_refused(options, rows, tmp_path):
     with open(tmp_path / "rows.jsonl", "a") as file:
         file.write('{"text": "good", "label": "mixed"}\n')

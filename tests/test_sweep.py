@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 
 from powerbert_hf import cli, steps, sweep
+from powerbert_hf.report import read_run
 
 FAST = ["--num-train-epochs=1", "--per-device-train-batch-size=16", "--learning-rate=1e-3", "--disable-tqdm=true"]
 
@@ -34,6 +35,7 @@ def test_a_sweep_has_a_run_for_each_speed_up_and_does_none_twice(inputs, tmp_pat
     assert len(found["baselines"]) == 3
     assert "asked for" in capsys.readouterr().out
     assert "<svg" in (tmp_path / "curve.svg").read_text()
+    assert read_run(tmp_path / "run" / "speedup-2.5").base == tmp_path / "run" / "fine_tuned"
 
     monkeypatch.setattr(steps.PoWERTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
     assert cli.main(["sweep", *asked]) == 0

@@ -543,6 +543,21 @@ def test_a_search_that_was_stopped_is_not_refined(dataset, tokenizer, tmp_path):
     assert not any("refined_to" in entry for entry in trainer.state.log_history)
 
 
+def test_the_teacher_computes_in_the_precision_that_is_trained_in(host, dataset, tokenizer, tmp_path):
+    seen = set()
+
+    def see(module, args, output):
+        seen.add(output.dtype)
+
+    trainer = make_trainer(host.make(**SOFT), dataset, tokenizer, tmp_path, max_steps=1, bf16=True, distillation=0.5)
+    trainer.teacher = host.make_stock()
+    for module in trainer.teacher.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(see)
+    trainer.train()
+    assert seen == {torch.bfloat16}
+
+
 class Seen:
     """Inputs that a model was given to refine masses on, one after another."""
 

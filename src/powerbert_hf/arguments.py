@@ -272,8 +272,9 @@ class ExportArguments(ModelArguments):
 
 @dataclass
 class PublishArguments(ModelArguments):
-    """What goes to the Hub, and who sees it: a model of this package, or the folder of a run."""
+    """What goes to the Hub, and who sees it."""
 
+    model: str = field(metadata={"help": "Folder of a run, or of a model of this package; or the Hub id of such."})
     repo: str = field(kw_only=True, metadata={"help": "user/name; a new repository is private."})
     public: bool = field(default=False, metadata={"help": "For everybody to see."})
     private: bool = field(default=False, metadata={"help": "The default, said."})

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset
 from scipy.stats import binomtest
 from transformers import PreTrainedModel
 
@@ -201,6 +202,21 @@ def calibrate(
     return Calibration(chosen, tuple(tried), agreement, len(first), len(second))
 
 
+def _drawn(texts: Dataset, inputs: int, seed: int, say: Callable[[str], None]) -> Dataset:
+    """So many different rows, in their order; how many were passed over, since a copy shows nothing, is said."""
+    rows: dict[tuple, int] = {}
+    copies = 0
+    for row in np.random.default_rng(seed).permutation(len(texts)).tolist():
+        if len(rows) == inputs:
+            break
+        text = tuple(texts[row].values())
+        copies += text in rows
+        rows.setdefault(text, row)
+    if copies:
+        say(f"{copies} of {copies + len(rows)} texts are there more than once, and count once")
+    return texts.select(np.sort(list(rows.values())))
+
+
 def _different(features: Features) -> Features:
     """Each input once: a copy shows nothing, and one that was searched on is none to test on."""
     return list({tuple((name, tuple(row[name])) for name in sorted(row)): row for row in features}.values())
@@ -243,7 +259,8 @@ def calibrate_folder(
     needed = texts_needed(agreement)
     if inputs < needed:
         raise ValueError(f"`--inputs` must be at least {needed} for an agreement of {agreement:g}, got {inputs}.")
-    data, columns = read_texts(texts, text_columns, inputs, seed)
+    data, columns = read_texts(texts, text_columns)
+    data = _drawn(data.select_columns(columns), inputs, seed, say)
     classifier = load_classifier(model, needs_head=True, dtype="auto")
     saved_as = classifier.dtype
     classifier.float()

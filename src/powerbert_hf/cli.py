@@ -31,7 +31,7 @@ from .arguments import (
     ReportArguments,
     SweepArguments,
 )
-from .parsing import parse, parse_for_model, settle, settle_stream, settle_training, with_names
+from .parsing import parse, parse_for_model, settle, settle_stream, settle_training
 from .run_folder import check_data, check_folder, sole_use, typed_before, write_command
 from .stopping import Terminated, on_sigterm
 
@@ -229,6 +229,8 @@ def _training(what: Any, data_args: DataArguments, args: Any, argv: list[str]) -
     typed = {"model": asdict(what), "data": asdict(data_args), "training": _settings(args)}
     if args.world_size > 1:
         typed["processes"] = args.world_size
+    if args.n_gpu > 1:
+        typed["gpus"] = args.n_gpu
     folder = Path(args.output_dir)
     with ExitStack() as held:
         held.enter_context(others_needed())
@@ -262,7 +264,7 @@ def _evaluate(argv: list[str]) -> None:
     from .trainer import PoWERTrainingArguments
 
     kinds = [ModelArguments, DataArguments, PoWERTrainingArguments]
-    model_args, data_args, args = parse("evaluate", with_names(argv), kinds)
+    model_args, data_args, args = parse("evaluate", argv, kinds)
     if data_args.dataset is None and data_args.train_file is None and data_args.eval_file is None:
         raise ValueError("Pass either `--dataset` or `--eval-file`, got neither.")
     classifier = load_classifier(model_args.model, needs_head=True)

@@ -132,7 +132,8 @@ class RetentionConfig(PreTrainedConfig):
         if found not in (cls.upstream_model_type, cls.model_type):
             raise ValueError(
                 f"{cls.__name__} needs a checkpoint of type {cls.upstream_model_type!r} or {cls.model_type!r}, got "
-                f"{found!r} from {pretrained_model_name_or_path}; choose a BERT or ALBERT checkpoint and its class."
+                f"{found!r} from {pretrained_model_name_or_path}; PoWERBert classes are for BERT, PoWERAlbert ones "
+                "for ALBERT."
             )
         # Here, where it is still known with which token.
         download = {name: asked[name] for name in ("token", "cache_dir", "local_files_only") if asked.get(name)}

@@ -43,6 +43,7 @@ def read_labels(
     names: Sequence[str] = (),
     measure_only: bool = False,
     as_places: bool = True,
+    whole: bool = True,
 ) -> tuple[list[Any], list[Any], tuple[str, ...], str]:
     """Labels as the model wants them: numbers from 0, floats for regression, rows of 0.0 and 1.0 for several labels.
 
@@ -56,6 +57,8 @@ def read_labels(
         as_places: the model knows all of them: whole numbers that are not names themselves are places in that order,
             and the training split need not hold each.
         measure_only: nothing is trained, so one of the classes that the model knows is enough.
+        whole: these are the splits, not some rows of a stream, of which it would be said again and again what kind
+            of numbers they hold.
 
     Returns:
         The labels of both splits, the names by number, and the problem type.
@@ -93,12 +96,12 @@ def read_labels(
     if kinds == {float}:
         if not all(isinstance(value, (int, float)) for value in reported):
             raise ValueError(f"{where} must hold numbers in both splits, got {reported[0]!r} in the reported split.")
-        if len(reported) > 1 and set(reported) == {-1.0}:
+        if whole and len(reported) > 1 and set(reported) == {-1.0}:
             raise ValueError(
                 f"{where} must hold labels in the reported split, got -1 in all of its rows, which is how GLUE hides "
                 "them; pass an `--eval-file` that has them."
             )
-        if all(value.is_integer() for value in training):
+        if whole and all(value.is_integer() for value in training):
             logger.info("%s holds floats: a regression. Written as whole numbers, they are classes", where)
         return training, [float(value) for value in reported], (), "regression"
 
@@ -184,9 +187,10 @@ def _label_values(rows: Dataset, columns: Sequence[str], split: str, feature: An
             f"Every row needs a label, got {len(without)} without in the {split} split, {said_rows(without)}; "
             f"{remedy}."
         )
-    # Numbers mean what their own split says, or else what the training split says.
+    # Numbers mean what their own split says, or else what the training split says; in several columns no or yes.
     own = rows.features[columns[0]]
-    meant = next((f for f in (getattr(own, "feature", own), feature) if isinstance(f, datasets.ClassLabel)), None)
+    said = (getattr(own, "feature", own), feature) if len(columns) == 1 else ()
+    meant = next((f for f in said if isinstance(f, datasets.ClassLabel)), None)
 
     def name(value: Any) -> Any:
         if meant is None or not isinstance(value, int):

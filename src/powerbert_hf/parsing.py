@@ -153,9 +153,10 @@ def parse_for_model(command: str, argv: Sequence[str], kind: type, unnamed: Sequ
     """
     from transformers import HfArgumentParser
 
-    needed = [one for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
-    options = [f"--{one.name.replace('_', '-')} {one.name.upper()}" for one in needed if one.name not in unnamed]
-    usage = " ".join(["powerbert", command, *(name.upper() for name in unnamed), *options, "[options]"])
+    needed = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
+    words = [name.upper() if name in needed else f"[{name.upper()}]" for name in unnamed]
+    options = [f"--{name.replace('_', '-')} {name.upper()}" for name in needed if name not in unnamed]
+    usage = " ".join(["powerbert", command, *words, *options, "[options]"])
     parser = HfArgumentParser(kind, prog=f"powerbert {command}", usage=usage, allow_abbrev=False)
     return _parse_all(parser, with_names(argv, unnamed))[0]
 
@@ -181,7 +182,7 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
 
     Args:
         command: its name, for messages.
-        argv: what was typed after it.
+        argv: what was typed after it; the model, if it comes first, needs no name.
         kinds: dataclasses, the last `PoWERTrainingArguments`.
         require_output: refuse to go without `--output-dir`.
 
@@ -197,8 +198,9 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
 
     from .tasks import TASKS, infer_task
 
+    argv = with_names(argv)
     # Upstream's options fill pages: an error need not repeat them, `--help` does.
-    usage = f"powerbert {command} --model MODEL {'--output-dir FOLDER ' if require_output else ''}[options]"
+    usage = f"powerbert {command} MODEL {'--output-dir FOLDER ' if require_output else ''}[options]"
     named: dict[str, Any] = {"prog": f"powerbert {command}", "usage": usage, "allow_abbrev": False}
     first = HfArgumentParser(DataArguments, add_help=False, **named)
     data_args, _ = first.parse_args_into_dataclasses(argv, return_remaining_strings=True)
@@ -212,9 +214,10 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
         if SweepArguments in kinds and action.dest in ("speedup", "retention_lambda", "push_to_hub"):
             action.help = argparse.SUPPRESS
     defaults = {**_TRAINING_DEFAULTS, **(TASKS[task].hyperparameters if task else {})}
-    # Where nothing is typed, a step takes as many rows in several processes as in one.
+    # Where nothing is typed, a step takes as many rows in several processes, or on several GPUs of one, as on one.
     rows, processes = defaults["per_device_train_batch_size"], get_cpu_distributed_information().world_size
-    defaults["per_device_train_batch_size"] = max(1, rows // max(1, processes))
+    together = processes if processes > 1 else max(1, torch.cuda.device_count())
+    defaults["per_device_train_batch_size"] = max(1, rows // together)
     # Upstream wants both to be said on a machine without an accelerator: the one for `--bf16`, the other not to warn.
     accelerated = torch.accelerator.is_available()
     parser.set_defaults(**defaults, task=task, use_cpu=not accelerated, dataloader_pin_memory=accelerated)

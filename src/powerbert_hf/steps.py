@@ -18,7 +18,7 @@ from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import sort_checkpoints
+from transformers.trainer_utils import SchedulerType, sort_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .callbacks import LeaveWhenTold, ObeyNewSteps
@@ -249,6 +249,21 @@ def check_training(args: PoWERTrainingArguments, data: TaskData) -> None:
         if getattr(args, name):
             option = name.replace("_", "-")
             raise ValueError(f"`--{option}` is not served: metrics are those of a whole split; leave it out.")
+    if not args.eval_do_concat_batches:
+        raise ValueError(
+            "`--eval-do-concat-batches false` is not served: metrics are those of a whole split; leave it out."
+        )
+    if args.save_only_model and args.save_strategy != "no":
+        raise ValueError(
+            "`--save-only-model` leaves checkpoints that no training goes on from; leave it out, or say "
+            "`--save-strategy no`."
+        )
+    by_metric = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+    if args.load_best_model_at_end and args.lr_scheduler_type in by_metric:
+        raise ValueError(
+            f"`--load-best-model-at-end` does not go with `--lr-scheduler-type {args.lr_scheduler_type.value}`: a "
+            "search, which ends with its last step, has no metric for the schedule then; leave one of them out."
+        )
     known = ("loss", *METRICS[data.problem_type])
     best = args.metric_for_best_model
     if best is not None and best.removeprefix("eval_") not in known:

@@ -64,6 +64,7 @@ def load_stream(options: Any, model: str, seed: int = 42, fine_tuned: bool = Fal
         options.max_eval_samples,
         seed,
         source_of(options),
+        num_proc=options.num_proc,
         fine_tuned=fine_tuned,
         metric=options.metric,
     )
@@ -78,7 +79,7 @@ def load_stream(options: Any, model: str, seed: int = 42, fine_tuned: bool = Fal
         try:
             batch = Dataset.from_dict({name: rows[name] for name in features}, features=features)
             check_texts(batch, texts)
-            _, numbers, _, _ = read_labels(sample, batch, columns, data.label_names)
+            _, numbers, _, _ = read_labels(sample, batch, columns, data.label_names, whole=False)
         except (ValueError, TypeError, pyarrow.ArrowException) as error:
             raise ValueError(f"All rows of the stream must be like its first {len(head):,}: {error}") from error
         encoded = tokenizer(*(batch[name][:] for name in texts), truncation=True, max_length=limit)

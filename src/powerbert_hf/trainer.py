@@ -3,7 +3,6 @@
 """transformers' `Trainer`, which in soft mode learns the retention weights too: by the penalty, or for a speed-up."""
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -223,7 +222,8 @@ class PoWERTrainer(Trainer):
         self.teacher: PreTrainedModel | None = None
         if teacher is not None and self.args.distillation:
             self.teacher = teacher.to(self.args.device).eval()
-        self._since_last_log: dict[str, list[Tensor]] = defaultdict(list)
+        self._since_last_log: dict[str, Tensor] = {}
+        self._steps_since_last_log = 0
         for callback in (FiniteGradients(self.accelerator), EndWithLastStep(), TellSamplerEpoch()):
             self.add_callback(callback)
         weights = self._retention_weights
@@ -412,7 +412,8 @@ class PoWERTrainer(Trainer):
     def _teachers_answers(self, inputs: dict[str, Any]) -> Tensor | None:
         if self.teacher is None:
             return None
-        with torch.no_grad():
+        # In the precision of the model that is trained, which is autocast by itself.
+        with torch.no_grad(), self.accelerator.autocast():
             return self.teacher(**{name: value for name, value in inputs.items() if name != "labels"}).logits
 
     def _with_teacher(self, loss: Tensor, outputs: Any, wanted: Tensor | None, steps: int = 1) -> Tensor:
@@ -441,8 +442,9 @@ class PoWERTrainer(Trainer):
         penalty = outputs.get("retention_penalty") if isinstance(outputs, dict) else None
         if penalty is not None:
             # Of `nn.DataParallel` one for each replica that had rows.
-            self._since_last_log["task_loss"].append(loss.detach().mean())
-            self._since_last_log["retention_penalty"].append(penalty.detach().mean())
+            for name, part in (("task_loss", loss), ("retention_penalty", penalty)):
+                self._since_last_log[name] = self._since_last_log.get(name, 0.0) + part.detach().mean()
+            self._steps_since_last_log += 1
             loss = loss + self._lambda * penalty / steps
         return (loss, outputs) if return_outputs else loss
 
@@ -489,10 +491,11 @@ class PoWERTrainer(Trainer):
         """Upstream's log, with the parts of the loss and the masses beside the training loss."""
         weights = self._retention_weights
         if "loss" in logs and self._since_last_log and weights is not None:
-            for name, values in self._since_last_log.items():
+            for name, total in self._since_last_log.items():
                 # Over all processes, as the loss is.
-                logs[name] = self.accelerator.reduce(torch.stack(values).mean(), reduction="mean").item()
-            self._since_last_log.clear()
+                mean = self.accelerator.reduce(total / self._steps_since_last_log, reduction="mean")
+                logs[name] = mean.item()
+            self._since_last_log, self._steps_since_last_log = {}, 0
             masses = retention_mass(weights.detach()).tolist()
             for encoder, mass in enumerate(masses, start=1):
                 logs[f"retention_mass_{encoder}"] = mass
