@@ -78,7 +78,7 @@ def rank_by(model: torch.nn.Module, scores: Tensor) -> None:
     for layer in model.base_model.encoder.encoders():
         static = StaticSelection(model.config).train(model.training)
         static.load_state_dict(layer.attention.self.state_dict())
-        static.scores = scores
+        static.register_buffer("scores", scores, persistent=False)
         layer.attention.self = static
 
 

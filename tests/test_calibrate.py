@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import re
 
 import numpy as np
@@ -266,6 +267,27 @@ def test_command_end_to_end(folder, tokenizer, capsys):
     )
     # No more than what was asked for: it was chosen of several on the same texts.
     assert "at least\n80.00 %, at 95 % confidence (`powerbert calibrate`, seed 0" in card
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_an_empty_folder_that_is_there_is_filled(folder, monkeypatch, link):
+    (folder / "there").mkdir()
+    if link:
+        (folder / "link").symlink_to("there")
+    # Left by a process that was killed.
+    (folder / "there" / ".partial").mkdir()
+    monkeypatch.chdir(folder / "there")
+    options = ["--texts=../texts.txt", "--agreement=0.8", f"--output-dir={'../link' if link else '.'}"]
+    assert cli.main(["calibrate", "../model", *options]) == 0
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.glob("there/*")}
+    assert not (folder / "there" / ".partial").exists()
+
+
+def test_where_nothing_can_be_written_is_known_before_the_search(folder, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(folder))
+    monkeypatch.setattr(calibration, "load_classifier", lambda *args, **kwargs: pytest.fail("loaded"))
+    assert cli.main(["calibrate", "model", "--texts=texts.txt", "--output-dir=a/b"]) == 2
+    assert f"a/b cannot be written: {folder} does not allow it; choose another" in capsys.readouterr().err
 
 
 def test_weights_are_written_in_the_dtype_that_they_were_read_in(folder):

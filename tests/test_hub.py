@@ -404,6 +404,8 @@ def test_a_configuration_by_itself_is_published_found_and_applied_by_name(hub, m
 def test_a_token_opens_a_private_configuration(hub, model, monkeypatch):
     run("publish", "model", "--repo", "user/cfg", "--retention-only")
     monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ValueError, match=r"An Auto class hands on no `token`.*such as PoWERBertModel, or log in"):
+        AutoModelForSequenceClassification.from_pretrained("model", retention="user/cfg", token=OWNER)
     made = Host("bert").classifier.from_pretrained("model", retention="user/cfg", token=OWNER)
     assert made.config.retention_config == CONFIG["retention_config"]
 

@@ -201,6 +201,7 @@ def test_all_survives_in_off_mode_and_nothing_is_said_of_soft_mode(host, model, 
         (["good", None], "got None as number 2"),
         (["good", ("good", "film")], r"got \('good', 'film'\) as number 2"),
         ([("good", 5)], "got .* as number 1"),
+        (["bad \ud83d"], "got .* as number 1"),
     ],
 )
 def test_what_is_no_text_is_not_explained(model, pieces, texts, message):
@@ -280,6 +281,8 @@ def test_survival_counts_what_the_model_keeps(model, pieces):
     assert words["bad"].depth == alone.depths[1]
     with pytest.raises(ValueError, match="There must be texts to look at"):
         survival(model, pieces, [])
+    # Three word-vectors are in three tenths of an input.
+    assert [tenth.name for tenth in survival(model, pieces, ["bad"]).tenths] == ["1", "4", "7"]
 
 
 @pytest.fixture

@@ -282,6 +282,15 @@ def test_a_row_without_a_text_is_found_before_the_first_is_answered(folder, monk
     assert content(folder) == before
 
 
+def test_what_cannot_be_read_is_found_before_the_first_row_is_answered(folder, monkeypatch):
+    monkeypatch.setattr(predict_module, "logits_of", lambda *args: pytest.fail("answered one"))
+    (folder / "rows.jsonl").write_text('{"text": "good"}\n' * 200 + '{"text": \n')
+    before = content(folder)
+    with pytest.raises(ValueError, match="line 201"):
+        predict_file("model", "rows.jsonl", "out.csv", window=50, rejected="aside.csv")
+    assert content(folder) == before
+
+
 def test_what_fails_in_the_middle_leaves_nothing(folder, monkeypatch):
     """The first windows were answered and written by then."""
     (folder / "rows.jsonl").write_text('{"text": "good"}\n' * 6)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -109,6 +110,19 @@ def test_the_page_of_a_run_says_what_its_files_say(compared):
     without = run_page(run, dataclasses.replace(compared[3], examples=[]))
     assert "Words dropped" in page
     assert "Words dropped" not in without
+
+
+def test_what_is_measured_again_is_told_with_its_machine(compared):
+    run = read_run(FIGURES / "run")
+    row = SimpleNamespace(description="ours, again", median=2.0, texts_per_second=32.0, speedup=1.5)
+    there = {"processor": "another", "threads": 3, "torch": "2.13.0", "transformers": "5.23.0"}
+    page = run_page(run, measured={"ours": row}, measured_on=there)
+    assert "Measured again, on another, 3 threads, accelerator none." in page
+    assert "ours, again" in page
+    assert "Measured again" not in run_page(run)
+    assert "in three steps" in page
+    run.report["training"]["fine_tuned_before"] = True
+    assert "A run that began with a fine-tuned model" in run_page(run)
 
 
 def test_curves_hold_the_logs_and_the_speed_up_where_it_was_logged():

@@ -144,3 +144,14 @@ def test_a_card_of_your_own_files_names_them_without_the_place_where_they_are():
     assert first.metric_args == {"average": "micro", "seed": 7}
     assert second.metric_args == {"average": "macro", "seed": 7}
     assert "| 1 | 16 | 50.0 % |" in card.text
+    assert "of the three steps (fine-tune, search,\nre-train)" in card.text
+    # A file of one's own is no part of the data set that was trained on; a model fine-tuned before is no step.
+    report["data"] |= {"dataset": "some/topics", "train_file": None}
+    report["training"]["fine_tuned_before"] = True
+    card = make_card(facts_of_report(report, None, "user/mine"))
+    assert card.data.datasets == ["some/topics"]
+    first = card.data.eval_results[0]
+    assert (first.dataset_name, first.dataset_type, first.dataset_split) == ("held.csv", "held.csv", None)
+    assert "On held.csv: 5 texts" in card.text
+    card = make_card(facts_of_report(report, ["powerbert", "train"], "user/mine"))
+    assert "of the two steps (search,\nre-train)" in card.text

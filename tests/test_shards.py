@@ -180,6 +180,28 @@ def test_rows_that_cannot_be_answered_are_put_aside_with_their_reason(folder):
     assert [path.name for path in (folder / "answers" / "rejected").iterdir()] == ["part-2.jsonl"]
 
 
+def test_half_of_a_surrogate_pair_is_no_text_and_is_repeated_as_json_spells_it(folder):
+    half = "bad \ud83d"
+    write(folder / "rows" / "part-2.jsonl", [{"id": half, "text": "good"}, {"id": 1, "text": half}])
+    ask()
+    assert len(list((folder / "answers").glob("part-*"))) == 5
+    (row,) = read(folder / "answers" / "part-2.jsonl")
+    assert row["id"] == half
+    (row,) = read(folder / "answers" / "rejected" / "part-2.jsonl")
+    assert (row["row"], row["reason"]) == (2, "not text")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("--max-length=600", "`max_length` must lie between"), ("--batch-size=0", "`batch_size` must be at least 1")],
+)
+def test_a_number_that_is_mistyped_is_said_once_and_claims_no_folder(folder, capsys, option, message):
+    ask(option, status=2)
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert message in sentence
+    ask()
+
+
 def test_where_to_cut_can_be_said(folder):
     write(folder / "rows" / "part-2.jsonl", [{"id": 1, "text": REASONS["over-long"]}])
     ask("--max-length=32")

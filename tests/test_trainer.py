@@ -9,6 +9,7 @@ import torch
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
@@ -541,6 +542,36 @@ def test_a_search_that_was_stopped_is_not_refined(dataset, tokenizer, tmp_path):
     trainer.add_callback(Stop())
     trainer.train()
     assert not any("refined_to" in entry for entry in trainer.state.log_history)
+
+
+def test_a_checkpoint_of_the_oldest_names_resumes_with_all_of_its_weights(host, dataset, tokenizer, tmp_path):
+    """`bert-base-uncased` calls the weights of LayerNorm gamma and beta."""
+    host.make_stock().save_pretrained(tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    renamed = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): weight
+        for name, weight in weights.items()
+    }
+    assert renamed.keys() != weights.keys()
+    save_file(renamed, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 2
+
+    def training(folder):
+        model = host.classifier.from_pretrained(tmp_path / "model")
+        fields = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+        return make_trainer(without_dropout(model), dataset, tokenizer, folder, **fields)
+
+    whole, first, second = (training(tmp_path / name) for name in ("whole", "parts", "parts"))
+    whole.train()
+    first.add_callback(Stop())
+    first.train()
+    assert load_file(tmp_path / "parts" / "checkpoint-2" / "model.safetensors").keys() == weights.keys()
+    second.train(resume_from_checkpoint=True)
+    for name, weight in whole.model.state_dict().items():
+        torch.testing.assert_close(second.model.state_dict()[name], weight, atol=1e-6, rtol=0, msg=name)
 
 
 def test_the_teacher_computes_in_the_precision_that_is_trained_in(host, dataset, tokenizer, tmp_path):

@@ -107,7 +107,7 @@ def make_card(facts: Facts) -> ModelCard:
         results=data.eval_results or [],
         report=report,
         trained_for=trained_for(report["training"]) if report else None,
-        data=None if report is None else data_of(report),
+        data=None if report is None else _reported_on(report),
         kept=None if report is None else report["word_vectors_kept"],
         share=None if report is None else sum(report["word_vectors_kept"]) / retention.encoders,
         metric=retention.metric or {},
@@ -196,13 +196,21 @@ def data_of(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _reported_on(report: dict[str, Any]) -> dict[str, Any]:
+    """The same of the split that is reported: a file of one's own is no part of a data set that was trained on."""
+    data = report["data"]
+    if data["dataset"] is None or data.get("eval_file") is None:
+        return data_of(report)
+    return {"id": None, "config": None, "name": Path(data["eval_file"]).name, "split": None}
+
+
 def results_of(report: dict[str, Any]) -> list[EvalResult]:
     """The metrics of a run's final model, for the `model-index`.
 
     Args:
         report: its `report.json`.
     """
-    data, seed = data_of(report), report["training"]["seed"]
+    data, seed = _reported_on(report), report["training"]["seed"]
     results = []
     # The one that counts comes first.
     names = dict.fromkeys([report["metric"], *report["metrics"]["final"]])

@@ -141,8 +141,17 @@ class RetentionConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """`PreTrainedConfig.from_dict`; the Auto classes bring `retention` here."""
-        config_dict, kwargs = cls._with_retention(config_dict, kwargs, {})
+        """`PreTrainedConfig.from_dict`; the Auto classes bring `retention` here, but no token and the like."""
+        try:
+            config_dict, kwargs = cls._with_retention(config_dict, kwargs, {})
+        except ValueError as error:
+            # What it holds is wrong, wherever it comes from.
+            if error.__cause__ is None or isinstance(error.__cause__, ValueError):
+                raise
+            raise ValueError(
+                f"{error} An Auto class hands on no `token`, `cache_dir` or `local_files_only`: where it needs one, "
+                f"load the model by its own class, such as {cls.__name__.replace('Config', 'Model')}, or log in."
+            ) from error
         return super().from_dict(config_dict, **kwargs)
 
     @classmethod

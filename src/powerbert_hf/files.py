@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 
 # How torch says that a file could not be written: an error of no family of its own.
 _TORCH_WRITER = re.compile("PytorchStreamWriter|inline_container|file write failed")
+# In a folder that is there before it is filled, what it will hold.
+_UNFINISHED = ".partial"
 
 
 class InUse(ValueError):
@@ -86,7 +88,7 @@ def whole_file(path: Path) -> Iterator[TextIO]:
     """
     partial = _partial(path)
     # Not truncated before it is locked: what another process is writing stays as it is.
-    with writing(path), open(partial, "a", newline="", encoding="utf-8") as file:
+    with writing(path), open(partial, "a", newline="", encoding="utf-8", errors="backslashreplace") as file:
         take(file.fileno(), path)
         # Between the two lines above another process may have finished this file and given it its name.
         if not partial.exists() or not os.path.samestat(os.fstat(file.fileno()), partial.stat()):
@@ -108,10 +110,14 @@ def whole_file(path: Path) -> Iterator[TextIO]:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill, which gets its name, its files on the disk, once all is in it.
 
+    One that is there already, empty, stays the same, since it may be a mount or where somebody is: all that it gets is
+    moved into it at the end, one after the other.
+
     Args:
         folder: its name, which nothing but an empty folder may have.
     """
-    partial = _partial(folder)
+    there = folder.is_dir()
+    partial = folder / _UNFINISHED if there else _partial(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True, exist_ok=True)
     try:
@@ -121,7 +127,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
                 if path.is_file():
                     with path.open("rb+") as file:
                         os.fsync(file.fileno())
-            partial.replace(folder)
+            if not there:
+                partial.replace(folder)
+            else:
+                for path in list(partial.iterdir()):
+                    path.replace(folder / path.name)
+                partial.rmdir()
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -137,8 +148,11 @@ def check_free(folder: Path, option: str = "--output-dir") -> None:
     Raises:
         ValueError: where something has this name already, but for an empty folder.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {_UNFINISHED}):
         raise ValueError(f"{folder} holds something else; choose another `{option}`, or empty it.")
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(f"{folder} cannot be written: {nearest} does not allow it; choose another `{option}`.")
 
 
 def check_new(path: Path, overwrite: bool | None = False) -> None:

@@ -15,7 +15,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from .encoder import RankingAttentionMixin
 from .predict import answer_for
-from .texts import input_limit
+from .texts import input_limit, is_text
 
 # What a text may say but must not do to a terminal or a page: turn the direction of all that follows.
 _OVERRIDES = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
@@ -123,7 +123,7 @@ def explain(
     if not texts:
         return []
     for number, parts in enumerate(texts, start=1):
-        if not (isinstance(parts, list | tuple) and len(parts) == len(texts[0]) and set(map(type, parts)) == {str}):
+        if not (isinstance(parts, list | tuple) and len(parts) == len(texts[0]) and all(map(is_text, parts))):
             raise ValueError(f"All texts must be one, or all two, got {shortened(parts)} as number {number}.")
     model.eval()
     limit = input_limit(tokenizer, model.config, len(texts[0]), max_length)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .arguments import DataArguments, InspectArguments
-from .benchmark import benchmark
+from .benchmark import benchmark, hardware
 from .changes import find_changes
 from .charts import draw_configuration
 from .checkpoint import load_classifier, load_tokenizer
@@ -96,7 +96,7 @@ def report_run(folder: Path, output: Path, examples: bool, measure: bool, say: C
         _write(output, sweep_page(read_json(folder / "sweep.json")))
         return
     run = read_run(folder)
-    changes, measured, missing = None, None, ""
+    changes, measured, measured_on, missing = None, None, None, ""
     try:
         data = _data_of(run)
     except ValueError as error:
@@ -113,7 +113,8 @@ def report_run(folder: Path, output: Path, examples: bool, measure: bool, say: C
         if measure:
             say("measuring speed")
             measured = benchmark(after, timed_features(data), batch_size, ("a", "b", "c", "ours")).rows
-    _write(output, run_page(run, changes, missing, measured))
+            measured_on = hardware(after.device)
+    _write(output, run_page(run, changes, missing, measured, measured_on))
 
 
 def _data_of(run: Run) -> TaskData:

@@ -101,7 +101,12 @@ class RetentionModelMixin(PreTrainedModel):
         return self.base_model.encoder.retention_weights
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Upstream's; with `push_to_hub=True` as [`push_to_hub`] does it."""
+        """Upstream's; with `push_to_hub=True` as [`push_to_hub`] does it.
+
+        Weights have the names of today. Upstream goes back to those that the checkpoint had, `LayerNorm.gamma` of the
+        oldest, by which `Trainer` does not find them when it goes on from a checkpoint (transformers 5.23).
+        """
+        kwargs.setdefault("save_original_format", False)
         if kwargs.get("push_to_hub") and kwargs.get("private") is None:
             kwargs["private"] = True
         super().save_pretrained(save_directory, *args, **kwargs)

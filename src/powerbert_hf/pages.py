@@ -49,7 +49,11 @@ def survival_page(found: Survival, model: str) -> str:
 
 
 def run_page(
-    run: Run, changes: Changes | None = None, missing: str = "", measured: dict[str, Any] | None = None
+    run: Run,
+    changes: Changes | None = None,
+    missing: str = "",
+    measured: dict[str, Any] | None = None,
+    measured_on: dict[str, Any] | None = None,
 ) -> str:
     """A training run.
 
@@ -58,13 +62,14 @@ def run_page(
         changes: from `changes.find_changes`; `None` leaves them out.
         missing: why.
         measured: rows of a `Measurement`, to be shown in place of what the run measured.
+        measured_on: the `benchmark.hardware` of these.
     """
     report = run.report
     fraction = report["retention_unit"] == "fraction"
     entries = report["retention_config"]
     kept = report["word_vectors_kept"]
     names = {"fine_tuned": "fine-tuned, all word-vectors", "searched": "searched, not re-trained", "final": "final"}
-    data, hardware, training = report["data"], report["hardware"], report["training"]
+    data, training = report["data"], report["training"]
     timing = {"dtype": "float32", **report["timing"]}
     return _page(
         "run.html",
@@ -79,7 +84,7 @@ def run_page(
         speed=_speed(report, measured),
         speed_caption=f"A pass over {timing['inputs']:,} texts in batches of {timing['batch_size']}, "
         f"{timing['dtype']}, sorted by length unless it says otherwise; the stock model has SDPA attention. Speed-ups "
-        "are over stock sorted by length.",
+        "are over stock sorted by length." + (f" Measured again, on {_machine(measured_on)}." if measured_on else ""),
         changes=changes,
         missing=missing,
         command=shlex.join(run.command),
@@ -88,9 +93,7 @@ def run_page(
             "each step": trained_for(training),
             "seed": training["seed"],
             "asked for": _goal(report),
-            "processor": f"{hardware['processor']}, {hardware['threads']} threads, accelerator "
-            f"{hardware.get('accelerator', 'none')}",
-            "versions": f"torch {hardware['torch']}, transformers {hardware['transformers']}",
+            **_hardware(report["hardware"]),
         }.items(),
     )
 
@@ -135,7 +138,6 @@ def sweep_page(found: dict[str, Any]) -> str:
     Args:
         found: the content of `sweep.json`.
     """
-    hardware = found["hardware"]
     return _page(
         "sweep.html",
         f"Speed-ups of {name_of(found['model'])}",
@@ -155,10 +157,7 @@ def sweep_page(found: dict[str, Any]) -> str:
             )
             for run in found["runs"]
         ],
-        facts={
-            "processor": f"{hardware['processor']}, {hardware['threads']} threads",
-            "versions": f"torch {hardware['torch']}, transformers {hardware['transformers']}",
-        }.items(),
+        facts=_hardware(found["hardware"]).items(),
     )
 
 
@@ -210,6 +209,19 @@ def dropped_words(explanation: Explanation) -> list[tuple[int, list[str]]]:
         (encoder + 1, [text for depth, text in words if depth == encoder])
         for encoder in range(len(explanation.kept) - 1)
     ]
+
+
+def _machine(hardware: dict[str, Any]) -> str:
+    # Older runs have not said it.
+    accelerator = hardware.get("accelerator", "none")
+    return f"{hardware['processor']}, {hardware['threads']} threads, accelerator {accelerator}"
+
+
+def _hardware(hardware: dict[str, Any]) -> dict[str, str]:
+    return {
+        "processor": _machine(hardware),
+        "versions": f"torch {hardware['torch']}, transformers {hardware['transformers']}",
+    }
 
 
 def _speed(report: dict[str, Any], measured: dict[str, Any] | None) -> list[dict[str, Any]]:

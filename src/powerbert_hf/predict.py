@@ -22,7 +22,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from .checkpoint import load_classifier, load_tokenizer
 from .files import check_new, whole_file
 from .rows import Misfit, Row, read_rows
-from .texts import choose_texts, input_limit, tell_cut
+from .texts import choose_texts, input_limit, is_text, tell_cut
 
 # That oneDNN may keep, see below.
 _PROGRAMS = "64"
@@ -66,9 +66,7 @@ def predict(
     """
     if isinstance(texts, str):
         raise ValueError(f"`texts` must be several, got one: {shortened(texts)}; pass a list that holds it.")
-    for name, value in (("batch_size", batch_size), ("window", window)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    _check_sizes(batch_size, window)
     model.eval()
     collate, answer = DataCollatorWithPadding(tokenizer), answer_for(model.config)
     rest, done, cut, parts, limit = iter(texts), 0, 0, 0, None
@@ -112,7 +110,7 @@ class FilePredictor:
     """A model that answers files: see [`predict_file`] for all arguments.
 
     Raises:
-        ValueError: for a model that cannot be used.
+        ValueError: for a model, or a size, that cannot be used.
     """
 
     def __init__(
@@ -125,6 +123,7 @@ class FilePredictor:
         window: int = 8192,
         bf16: bool = False,
     ) -> None:
+        _check_sizes(batch_size, window)
         self.text_columns, self.keep_columns = text_columns, keep_columns or ()
         self.options: dict[str, Any] = {"batch_size": batch_size, "window": window}
         self.options |= {"max_length": max_length, "bf16": bf16}
@@ -142,7 +141,7 @@ class FilePredictor:
             sources: of rows.
 
         Raises:
-            ValueError: for columns that cannot be used.
+            ValueError: for columns, or a length, that cannot be used.
         """
         for source in sources:
             try:
@@ -152,6 +151,7 @@ class FilePredictor:
                 continue
             if chosen := _choose_columns(head, self.text_columns, self.keep_columns):
                 self.text_columns, _ = chosen
+                input_limit(self.tokenizer, self.classifier.config, len(self.text_columns), self.options["max_length"])
                 return
 
     def answer(self, source: Path, target: Path, rejected: Path | None = None) -> Answered:
@@ -168,7 +168,7 @@ class FilePredictor:
             ValueError: for a file, columns or texts that cannot be used; the target stays as it was.
         """
         texts, kept = _choose_columns(_first_rows(source), self.text_columns, self.keep_columns) or ([], [])
-
+        _check_rows(source, texts, all_answered=rejected is None)
         to_read, to_keep = tee(read_rows(source))
         answers = predict(
             self.classifier, self.tokenizer, _texts_of(to_read, texts), **self.options, reject=rejected is not None
@@ -245,12 +245,16 @@ def predict_file(
             )
         check_new(path, overwrite)
     # Before a model is loaded.
-    if (chosen := _choose_columns(_first_rows(source), text_columns, keep_columns or ())) is None:
+    if _choose_columns(_first_rows(source), text_columns, keep_columns or ()) is None:
         raise ValueError(f"{source} must hold rows, got none; pass a file with rows.")
     predictor = FilePredictor(model, text_columns, keep_columns, max_length, batch_size, window, bf16)
-    if rejected is None:
-        _check_texts(source, chosen[0])
     return predictor.answer(source, target, None if rejected is None else Path(rejected))
+
+
+def _check_sizes(batch_size: int, window: int) -> None:
+    for name, value in (("batch_size", batch_size), ("window", window)):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
 def _texts_of(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[Any]:
@@ -258,17 +262,23 @@ def _texts_of(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[Any]:
         yield row.get(columns[0]) if len(columns) == 1 else [row.get(name) for name in columns]
 
 
-def _check_texts(source: Path, columns: Sequence[str]) -> None:
-    """Refuse a file for a text that cannot be answered, before answers to others are computed, and lost.
+def _check_rows(source: Path, columns: Sequence[str], all_answered: bool) -> None:
+    """Read a file to its end, before answers are computed that would be lost where it cannot be read.
+
+    Args:
+        source: of rows.
+        columns: of texts.
+        all_answered: whether every row must hold a text that can be answered.
 
     Raises:
-        ValueError: where there is one.
+        ValueError: for what cannot be read, or answered.
     """
     rows = tqdm(read_rows(source), desc=f"check {source.name}", unit=" rows", disable=None, leave=False)
     parts = 0
     for before, text in enumerate(_texts_of(rows, columns)):
         parts = parts or _parts(text)
-        _refuse([text], [_reason(text, parts, no_empty=False)], parts, before)
+        if all_answered:
+            _refuse([text], [_reason(text, parts, no_empty=False)], parts, before)
 
 
 def _device() -> torch.device:
@@ -297,7 +307,7 @@ def _refuse(texts: Sequence[Any], found: Sequence[Row | None], parts: int, befor
 def _reason(text: Any, parts: int, no_empty: bool) -> Row | None:
     """Why a text cannot be answered, as far as can be said before it is tokenised."""
     pieces: Sequence[Any] = [text] if parts == 1 else text if isinstance(text, (tuple, list)) else [None]
-    if all(isinstance(piece, str) for piece in pieces) and _parts(text) == parts:
+    if all(map(is_text, pieces)) and _parts(text) == parts:
         if no_empty and not any(piece.strip() for piece in pieces):
             return {"reason": "empty", "found": shortened(text)}
         return None
@@ -320,9 +330,7 @@ def _parts(text: Any) -> int:
 
 def _is_input(text: Any) -> bool:
     """Whether it is a text, or a pair of them."""
-    return isinstance(text, str) or (
-        isinstance(text, (tuple, list)) and len(text) == 2 and all(isinstance(piece, str) for piece in text)
-    )
+    return is_text(text) or (isinstance(text, (tuple, list)) and len(text) == 2 and all(map(is_text, text)))
 
 
 @torch.inference_mode()

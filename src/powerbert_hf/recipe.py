@@ -271,7 +271,9 @@ def _report(
                 "bf16",
                 "seed",
             )
-        },
+        }
+        # A model that is only measured has no history.
+        | {"fine_tuned_before": not fine_tuned["history"]},
         "hardware": hardware(args.device),
     }
     write_json(root / "report.json", report)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .inspection import legible
 from .retention_file import RetentionFile
 from .run_folder import speedup_folder
 
@@ -110,8 +111,8 @@ def format_retentions(found: Sequence[tuple[str, RetentionFile]]) -> str:
             (
                 repo,
                 f"{one.backbone}, {one.encoders} encoders",
-                one.task or "",
-                str(metric.get("name", "")),
+                legible(one.task or ""),
+                legible(str(metric.get("name", ""))),
                 *(f"{metric[name]:.4f}" if name in metric else "" for name in ("base", "final")),
                 *(f"{speedup[name]:.2f}x" if name in speedup else "" for name in ("predicted", "measured")),
             )

@@ -118,7 +118,8 @@ def survival(
         done,
         fate(("all", None), "all"),
         fates("part"),
-        [fate(("tenth", tenth), str(tenth + 1)) for tenth in range(_TENTHS)],
+        # Short texts have no word-vector in some of them.
+        [fate(kind, str(kind[1] + 1)) for tenth in range(_TENTHS) if (kind := ("tenth", tenth)) in counts],
         sorted(words, key=lambda word: (-word.depth, -word.count, word.name)),
         model.config.retention_config,
         model.config.retention_unit,

@@ -3,6 +3,7 @@
 """Texts of a file, which of its columns they are in, and the inputs that a tokenizer makes of them."""
 
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from itertools import chain
@@ -19,6 +20,7 @@ from .tasks import Task
 
 logger = logging.getLogger(__name__)
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # How a reader of `datasets` takes a file as one piece, however long it is; json counts bytes.
 _AT_ONCE: dict[str, dict[str, Any]] = {
     "csv": {"chunksize": sys.maxsize, "engine": "python"},
@@ -166,6 +168,11 @@ def input_limit(
             f"got {max_length}; leave it out for the longest."
         )
     return min(max_length or default or longest, longest)
+
+
+def is_text(value: Any) -> bool:
+    """Whether it is a text that can be written down; JSON may hold half a surrogate pair, as of an emoji cut."""
+    return isinstance(value, str) and not _SURROGATE.search(value)
 
 
 def tell_cut(cut: int, inputs: int, limit: int | None) -> None:
