@@ -16,7 +16,7 @@ import transformers
 import yaml
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard, constants
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainerCallback
 
 from conftest import HOSTS, WORDS, Host
 from loopback_hub import OWNER, READER, LoopbackHub
@@ -601,6 +601,14 @@ def test_a_trainer_pushes_during_training_and_at_the_end(hub, model, batch, toke
     )
     train = Dataset.from_list(data)
     trainer = kind(model, args, train_dataset=train, eval_dataset=train, processing_class=tokenizer)
+
+    class Wait(TrainerCallback):
+        """Upstream sends files from where the next checkpoint replaces them, here a twentieth of a second later."""
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            trainer._finish_current_push()
+
+    trainer.add_callback(Wait())
     trainer.train()
     trainer._finish_current_push()
     repository = hub.repositories["user/trained"]
