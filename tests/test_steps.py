@@ -50,6 +50,23 @@ def test_models_go_from_step_to_step_as_they_are(stock, task, arguments):
     assert all(torch.equal(before[name], weights) for name, weights in tuned.state_dict().items())
 
 
+def test_steps_do_not_go_on_from_each_others_checkpoints(stock, task, arguments):
+    args = arguments(speedup=1.5)
+    tuned = fine_tune(stock, task, args).model
+    for step in (
+        lambda: search_configuration(tuned, task, args),
+        lambda: retrain(
+            load_classifier(stock, retention_config=[1.0, 0.5, 0.5], retention_unit="fraction"), task, args
+        ),
+    ):
+        with pytest.raises(ValueError, match=r"Each step needs an `output_dir` of its own, got .*run, which holds"):
+            step()
+
+
+def test_models_are_measured_in_bfloat16_and_stay_as_they_were_trained(stock, task, arguments):
+    assert fine_tune(stock, task, arguments(bf16_full_eval=True)).model.dtype == torch.float32
+
+
 def test_re_training_has_a_learning_rate_of_its_own(stock, task, arguments):
     hard = load_classifier(stock, retention_config=[1.0, 0.5, 0.5], retention_unit="fraction")
 

@@ -26,6 +26,7 @@ from conftest import Host, without_dropout
 from powerbert_hf import PoWERTrainer, PoWERTrainingArguments
 from powerbert_hf.callbacks import LeaveWhenTold
 from powerbert_hf.cost import predicted_speedup
+from powerbert_hf.retention import retention_mass
 from powerbert_hf.stopping import Terminated
 from powerbert_hf.trainer import distillation_loss
 
@@ -542,6 +543,146 @@ def test_a_search_that_was_stopped_is_not_refined(dataset, tokenizer, tmp_path):
     trainer.add_callback(Stop())
     trainer.train()
     assert not any("refined_to" in entry for entry in trainer.state.log_history)
+
+
+class Wrapped(nn.Module):
+    """A head of the user's own around a soft model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner, self.config = model, model.config
+
+    def forward(self, input_ids, attention_mask, labels):
+        return dict(self.inner(input_ids=input_ids, attention_mask=attention_mask, labels=labels))
+
+
+class Reaching(Wrapped):
+    @property
+    def retention_weights(self):
+        return self.inner.retention_weights
+
+
+def test_a_soft_model_inside_another_is_searched_or_refused(host, dataset, tokenizer, tmp_path):
+    soft = {**SOFT, "retention_soft_extract": "hide"}
+    with pytest.raises(ValueError, match=r"got a Wrapped that only holds .* property `retention_weights`"):
+        make_trainer(Wrapped(host.make(**soft)), dataset, tokenizer, tmp_path, speedup=1.5)
+    trainer = make_trainer(Reaching(host.make(**soft)), dataset, tokenizer, tmp_path, speedup=1.5, max_steps=8)
+    trainer.train()
+    masses = retention_mass(trainer.model.retention_weights.detach().double())
+    assert trainer._budget.cost(masses).item() == pytest.approx(1 / 1.5, rel=0.01)
+
+
+@pytest.mark.parametrize("goal", [{"speedup": 1.5}, {"retention_lambda": 0.1}])
+def test_what_has_changed_since_a_trainer_was_built_is_refused(host, dataset, tokenizer, tmp_path, goal):
+    def built(**fields):
+        return make_trainer(host.make(**SOFT, **fields), dataset, tokenizer, tmp_path, max_steps=2, **goal)
+
+    trainer = built()
+    trainer.model.requires_grad_(False)
+    with pytest.raises(ValueError, match="got frozen ones"):
+        trainer.train()
+    trainer = built()
+    trainer.model.bfloat16()
+    with pytest.raises(ValueError, match=r"must be trained in torch.float32, got torch.bfloat16"):
+        trainer.train()
+    trainer = built()
+    trainer.train()
+    trainer.model.set_retention([0.9, 0.5, 0.1])
+    trainer.model_wrapped = trainer.model = host.make(**HARD)
+    with pytest.raises(ValueError, match="got another mode; build a new one"):
+        trainer.train()
+    trainer = built()
+    trainer.args.speedup = 1.7
+    with pytest.raises(ValueError, match=r"got another `speedup` \(1.7\), or `retention_length` \(24\)"):
+        trainer.train()
+
+
+def test_a_second_training_has_the_rate_and_the_logs_of_its_own(dataset, tokenizer, tmp_path):
+    trainer = make_trainer(
+        Host("bert").make(**SOFT), dataset, tokenizer, tmp_path, max_steps=3, logging_steps=2, retention_lambda=0.1
+    )
+    trainer.train()
+    trainer.args.max_steps, trainer.args.logging_steps = 40, 1
+    rates = []
+
+    class See(TrainerCallback):
+        def on_step_begin(self, args, state, control, optimizer, **kwargs):
+            rates.extend(group["lr"] for group in optimizer.param_groups if group.get("retention"))
+
+    trainer.add_callback(See())
+    trainer.train()
+    assert rates[0] == pytest.approx(2 / 40)
+    first = next(entry for entry in trainer.state.log_history if "task_loss" in entry)
+    assert first["loss"] == pytest.approx(first["task_loss"] + 0.1 * first["retention_penalty"], rel=1e-4)
+
+
+@pytest.mark.parametrize("scaled", [None, False])
+def test_parts_of_the_loss_add_up_where_a_loss_of_ones_own_is_accumulated(dataset, tokenizer, tmp_path, scaled):
+    def by_items(outputs, labels, num_items_in_batch=None):
+        loss = nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum" if scaled is None else "mean")
+        return loss / num_items_in_batch if scaled is None else loss
+
+    model = without_dropout(Host("bert").make(**SOFT))
+    trainer = make_trainer(
+        model,
+        dataset,
+        tokenizer,
+        tmp_path,
+        max_steps=2,
+        gradient_accumulation_steps=4,
+        retention_lambda=0.1,
+        distillation=0.5,
+    )
+    trainer.teacher = without_dropout(Host("bert").make_stock())
+    trainer.compute_loss_func = by_items
+    trainer.loss_is_scaled_for_ga = scaled
+    trainer.train()
+    entry = next(entry for entry in trainer.state.log_history if "task_loss" in entry)
+    assert entry["loss"] == pytest.approx(entry["task_loss"] + 0.1 * entry["retention_penalty"], rel=1e-4)
+    # The penalty of weights of 1 is 24 * (1 + 2): the last encoder counts for nothing.
+    assert entry["retention_penalty"] == pytest.approx(72)
+
+
+def test_parts_of_the_loss_are_found_where_the_configuration_asks_for_tuples(dataset, tokenizer, tmp_path):
+    model, teacher = Host("bert").make(**SOFT, return_dict=False), Host("bert").make_stock(return_dict=False)
+    args = {"max_steps": 2, "retention_lambda": 0.1, "distillation": 0.5, "output_dir": str(tmp_path)}
+    trainer = PoWERTrainer(
+        model,
+        PoWERTrainingArguments(**args, use_cpu=True, logging_steps=1, disable_tqdm=True, save_strategy="no"),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        teacher=teacher,
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["retention_penalty"] == pytest.approx(72)
+
+
+def test_an_optimizer_with_weights_of_its_own_is_refused(dataset, tokenizer, tmp_path):
+    class ScheduleFree(torch.optim.SGD):
+        def train(self):
+            """As schedulefree's."""
+
+    model = Host("bert").make(**SOFT)
+    trainer = make_trainer(model, dataset, tokenizer, tmp_path, max_steps=1)
+    trainer.optimizer = ScheduleFree(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="got ScheduleFree, which keeps another copy of the weights"):
+        trainer.train()
+
+
+def test_a_search_does_not_go_on_from_an_adapter_alone(dataset, tokenizer, tmp_path):
+    fields = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    make_trainer(Host("bert").make(**SOFT), dataset, tokenizer, tmp_path, **fields).train()
+    checkpoint = tmp_path / "checkpoint-2"
+    (checkpoint / "model.safetensors").rename(checkpoint / "adapter_model.safetensors")
+    trainer = make_trainer(Host("bert").make(**SOFT), dataset, tokenizer, tmp_path, **fields)
+    with pytest.raises(ValueError, match=r"holds its retention weights, got .*checkpoint-2 without"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_stream_without_an_end_has_no_lengths(dataset, tokenizer, tmp_path):
+    endless = dataset.to_iterable_dataset().repeat(None)
+    with pytest.raises(ValueError, match="needs the `lengths` of inputs"):
+        make_trainer(Host("bert").make(**SOFT), endless, tokenizer, tmp_path, speedup=1.5, max_steps=2)
 
 
 def test_a_checkpoint_of_the_oldest_names_resumes_with_all_of_its_weights(host, dataset, tokenizer, tmp_path):

@@ -85,6 +85,21 @@ class HoldBudget(TrainerCallback):
             self.weights.copy_(self.budget.ramp(masses))
 
 
+class BeforeTraining(TrainerCallback):
+    """Looks at a training that begins.
+
+    Args:
+        begin: does it, and may refuse.
+    """
+
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self.begin = begin
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """See `TrainerCallback`."""
+        self.begin()
+
+
 class RefineMasses(TrainerCallback):
     """Refines the masses of a search that has come to its end.
 

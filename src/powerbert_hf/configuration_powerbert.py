@@ -3,6 +3,7 @@
 """Configurations of PoWER-BERT and PoWER-ALBERT: upstream's, and five fields that say which word-vectors stay."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, ClassVar, get_args
 
 from huggingface_hub.dataclasses import strict
@@ -179,6 +180,10 @@ class RetentionConfig(PreTrainedConfig):
             )
         plain = cls(**{**config_dict, "retention_config": None, "retention_mode": None})
         return {**config_dict, **read_retention(source, **download).fields_for(plain, source)}, kwargs
+
+
+# What a configuration of ours has more than upstream's.
+RETENTION_FIELDS = {one.name for one in fields(RetentionConfig)} - {one.name for one in fields(PreTrainedConfig)}
 
 
 @strict

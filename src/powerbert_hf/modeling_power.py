@@ -3,7 +3,6 @@
 """What the models of both backbones share: building, `set_retention`, the forward of base model and classifier."""
 
 import copy
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.processing_utils import Unpack
@@ -19,7 +18,7 @@ from transformers.utils import TransformersKwargs, is_tracing
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_powerbert import RetentionConfig
+from .configuration_powerbert import RETENTION_FIELDS, RetentionConfig
 from .elimination import PoWERModelOutput, RetentionEncoderMixin
 from .packing import pack
 from .varlen import takes_varlen
@@ -307,9 +306,7 @@ class RetentionSequenceClassifierMixin(RetentionModelMixin):
 
     def to_stock(self) -> PreTrainedModel:
         """A copy as upstream's class: the same weights, nothing eliminated, nothing of this package left."""
-        ours = {field.name for field in dataclasses.fields(RetentionConfig)}
-        ours -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
-        ours |= {"model_type", "architectures", "auto_map"}
+        ours = RETENTION_FIELDS | {"model_type", "architectures", "auto_map"}
         fields = {name: value for name, value in self.config.to_dict().items() if name not in ours}
         with init.no_init_weights():
             stock = self.upstream_class(self.upstream_class.config_class(**fields))

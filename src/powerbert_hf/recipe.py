@@ -310,8 +310,6 @@ def _step(
         say(f"{name}: {doing}")
         step_args = copy.copy(args)
         step_args.output_dir = str(root / "checkpoints" / name)
-        # Upstream casts the model itself for these, and the model is saved afterwards.
-        step_args.bf16_full_eval = step_args.fp16_full_eval = False
         step = train(step_args)
         on_main(lambda: _save_step(step, data, folder))
     record = read_step(folder)

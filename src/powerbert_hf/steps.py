@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The three steps of the paper (section 3.3): fine-tune, search the configuration, re-train.
 
-Each is a function of a model and data, and goes on from its last checkpoint where it was interrupted.
+Each is a function of a model and data, and goes on from its last checkpoint where it was interrupted: `output_dir`
+holds those of one step on one set of data.
 """
 
 import copy
@@ -23,6 +24,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .callbacks import LeaveWhenTold, ObeyNewSteps
 from .checkpoint import load_classifier
+from .configuration_powerbert import RETENTION_FIELDS
 from .cost import predicted_speedup
 from .data import TaskData
 from .files import writing
@@ -299,6 +301,8 @@ def _run(trainer: PoWERTrainer) -> None:
     trainer.add_callback(LeaveWhenTold(trainer.accelerator))
     trainer.add_callback(ObeyNewSteps())
     last = on_main(lambda: _last_complete_checkpoint(args.output_dir, args.world_size))
+    if last is not None:
+        _check_goes_on(trainer.model.config, last)
     with writing(args.output_dir), on_sigterm(trainer.accelerator.set_trigger):
         trainer.train(resume_from_checkpoint=last)
     # Told by whatever means, half of a training is not one; told after its last step, it has been saved.
@@ -307,6 +311,16 @@ def _run(trainer: PoWERTrainer) -> None:
         raise Terminated(
             f"told to leave after step {trainer.state.global_step} of {trainer.state.max_steps}; the same command "
             f"goes on from the checkpoint in {args.output_dir}"
+        )
+
+
+def _check_goes_on(config: Any, checkpoint: str) -> None:
+    """Refuse the checkpoint of another step: a training that is at its end would return that step's model."""
+    saved = type(config).from_pretrained(checkpoint)
+    if other := [name for name in sorted(RETENTION_FIELDS) if getattr(saved, name) != getattr(config, name)]:
+        raise ValueError(
+            f"Each step needs an `output_dir` of its own, got {Path(checkpoint).parent}, which holds checkpoints of "
+            f"another one, with another {', '.join(other)}; choose another folder."
         )
 
 
@@ -360,5 +374,8 @@ def evaluate_step(
         history: the `Trainer`'s logs.
         masses: see [`TrainedStep`].
     """
+    args = copy.copy(args)
+    # Upstream casts the model itself for these, and somebody saves it afterwards.
+    args.bf16_full_eval = args.fp16_full_eval = False
     reported, tuning = (evaluate_model(model, data, args, split) for split in (data.eval, data.tune))
     return TrainedStep(model.eval(), reported, tuning, history, masses)

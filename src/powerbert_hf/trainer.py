@@ -18,11 +18,12 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modelcard import TrainingSummary
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint, has_length
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .agreement import log_probabilities
 from .budget import LEARNING_RATE, Budget
 from .callbacks import (
+    BeforeTraining,
     ClampRetentionWeights,
     EndWithLastStep,
     FiniteGradients,
@@ -200,9 +201,9 @@ class PoWERTrainer(Trainer):
         kwargs: for `Trainer`.
 
     Raises:
-        ValueError: for other training arguments, for retention weights that are frozen, not float32 or would be
-            sharded, for a search that would end with an earlier model, or for a speed-up that cannot be reached; in
-            training, where the loss is no longer finite.
+        ValueError: for other training arguments, for retention weights that are out of reach, frozen, not float32 or
+            would be sharded, for a search that would end with an earlier model, or for a speed-up that cannot be
+            reached; in training, where any of this has changed since, or the loss is no longer finite.
         Terminated: in training, where a process was told to leave (`accelerator.set_trigger`) while masses were
             refined.
     """
@@ -219,32 +220,24 @@ class PoWERTrainer(Trainer):
         self._budget: Budget | None = None
         self._refining = False
         self._predicted: Callable[[list[float]], float] | None = None
-        self.teacher: PreTrainedModel | None = None
-        if teacher is not None and self.args.distillation:
-            self.teacher = teacher.to(self.args.device).eval()
+        self.teacher = None if teacher is None else teacher.to(self.args.device).eval()
         self._since_last_log: dict[str, Tensor] = {}
         self._steps_since_last_log = 0
-        for callback in (FiniteGradients(self.accelerator), EndWithLastStep(), TellSamplerEpoch()):
+        self._searches = self._retention_weights is not None
+        for callback in (
+            BeforeTraining(self._begin),
+            FiniteGradients(self.accelerator),
+            EndWithLastStep(),
+            TellSamplerEpoch(),
+        ):
             self.add_callback(callback)
-        weights = self._retention_weights
-        if weights is None:
+        self._check_search()
+        if self._searches or self.teacher is not None:
+            # Parts of the loss are found by their names.
+            self.model.config.return_dict = True
+        if not self._searches:
             return
         check_not_sharded(self)
-        if weights.dtype != torch.float32:
-            raise ValueError(
-                f"Retention weights must be trained in torch.float32, got {weights.dtype}; load the model in float32 "
-                "and set `bf16=True` or `fp16=True` for mixed precision."
-            )
-        if not weights.requires_grad:
-            raise ValueError(
-                "Retention weights must be trained in a search, got frozen ones; set their `requires_grad`, or freeze "
-                "and add adapters after it."
-            )
-        if self.args.load_best_model_at_end:
-            raise ValueError(
-                "`load_best_model_at_end` must be False in a search, got True: the best model is one that has lost "
-                "little yet, and what has been learned since would be gone; leave it out."
-            )
         if self.args.speedup is None:
             self.add_callback(ClampRetentionWeights())
             if lengths is not None:
@@ -256,6 +249,52 @@ class PoWERTrainer(Trainer):
             self.add_callback(HoldBudget(self._budget))
             # Before those that report to a tracker, and close it or upload the model as the training ends.
             self.callback_handler.callbacks.insert(0, RefineMasses(partial(self._refine, self._budget)))
+
+    def _check_search(self) -> None:
+        """Refuse a search that would learn nothing, or something else."""
+        weights = self._retention_weights
+        if weights is None:
+            if any(name.endswith("retention_weights") for name, _ in self.model.named_parameters()):
+                raise ValueError(
+                    "Retention weights must be where `PoWERTrainer` finds them, got a "
+                    f"{type(self.model).__name__} that only holds a model with some; give it a property "
+                    "`retention_weights` that returns those of this model, and its `config`."
+                )
+            return
+        if weights.dtype != torch.float32:
+            raise ValueError(
+                f"Retention weights must be trained in torch.float32, got {weights.dtype}; load the model in float32 "
+                "and set `bf16=True` or `fp16=True` for mixed precision, without `bf16_full_eval` or `fp16_full_eval`."
+            )
+        if not weights.requires_grad:
+            raise ValueError(
+                "Retention weights must be trained in a search, got frozen ones; set their `requires_grad`, or freeze "
+                "and add adapters after it."
+            )
+        if self.args.load_best_model_at_end:
+            raise ValueError(
+                "`load_best_model_at_end` must be False in a search, got True: the best model is one that has lost "
+                "little yet, and what has been learned since would be gone; leave it out."
+            )
+
+    def _begin(self) -> None:
+        """What the constructor has settled must hold still; of an earlier training, nothing is left in the logs."""
+        self._since_last_log, self._steps_since_last_log = {}, 0
+        self._check_search()
+        weights, budget = self._retention_weights, self._budget
+        if (weights is not None) != self._searches:
+            raise ValueError(
+                "A `PoWERTrainer` trains the model that it was built with, in the mode that this had, got another "
+                "mode; build a new one."
+            )
+        if weights is None:
+            return
+        asked, length = self.args.speedup, weights.shape[1]
+        if (asked is None) != (budget is None) or (budget and (budget.speedup, budget.length) != (asked, length)):
+            raise ValueError(
+                "A search goes on as its `PoWERTrainer` was built, got another `speedup` "
+                f"({asked}), or `retention_length` ({length}); build one for each, also for each trial."
+            )
 
     @property
     def retention_config(self) -> list[int] | list[float]:
@@ -277,10 +316,11 @@ class PoWERTrainer(Trainer):
 
     def _lengths(self) -> list[int]:
         columns = getattr(self.train_dataset, "column_names", None) or ()
-        if "input_ids" not in columns:
+        # A stream may have no end.
+        if "input_ids" not in columns or not has_length(self.train_dataset):
             raise ValueError(
                 "A search for a `speedup` needs the `lengths` of inputs to predict it on, got None and a "
-                "`train_dataset` without a column `input_ids`; pass them to `PoWERTrainer`."
+                "`train_dataset` without a column `input_ids`, or without a length; pass them to `PoWERTrainer`."
             )
         if "attention_mask" in columns:
             # Rows may have been padded already.
@@ -315,6 +355,13 @@ class PoWERTrainer(Trainer):
         # A wrapped model may hold another tensor than `self.model`, so the parameter is found by its name.
         named = (self.model if model is None else model).named_parameters()
         weights = [parameter for name, parameter in named if name.endswith("retention_weights")]
+        # What an earlier training has left is wrapped.
+        inner = getattr(optimizer, "optimizer", optimizer)
+        if weights and callable(getattr(inner, "train", None)):
+            raise ValueError(
+                f"Retention weights are set anew after each step, got {type(inner).__name__}, which keeps another "
+                "copy of the weights; take another `optim`."
+            )
         if created and weights:
             for group in optimizer.param_groups:
                 group["params"] = [p for p in group["params"] if all(p is not w for w in weights)]
@@ -328,8 +375,21 @@ class PoWERTrainer(Trainer):
             for group in (optimizer or self.optimizer).param_groups:
                 # An optimizer of the user's own has no such group and keeps its rates.
                 if group.get("retention"):
-                    group["lr"] = (2.0 if self._budget is None else LEARNING_RATE) / num_training_steps
+                    group["lr"] = (2.0 if self._budget is None else LEARNING_RATE) / max(1, num_training_steps)
+                    # That of an earlier training would be taken.
+                    group["initial_lr"] = group["lr"]
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Upstream's, but not of an adapter alone, with which a search would begin anew."""
+        folder = Path(resume_from_checkpoint)
+        whole = any((folder / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+        if self._searches and not whole:
+            raise ValueError(
+                f"A search goes on from a checkpoint that holds its retention weights, got {folder} without; search "
+                "without adapters, or in one go."
+            )
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Upstream's, of the model's own weights.
@@ -410,11 +470,12 @@ class PoWERTrainer(Trainer):
             self._refining = False
 
     def _teachers_answers(self, inputs: dict[str, Any]) -> Tensor | None:
-        if self.teacher is None:
+        if self.teacher is None or not self.args.distillation:
             return None
         # In the precision of the model that is trained, which is autocast by itself.
         with torch.no_grad(), self.accelerator.autocast():
-            return self.teacher(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+            asked = {name: value for name, value in inputs.items() if name != "labels"}
+            return self.teacher(**asked, return_dict=True).logits
 
     def _with_teacher(self, loss: Tensor, outputs: Any, wanted: Tensor | None, steps: int = 1) -> Tensor:
         """The task's loss and how far the answers are from the teacher's, which counts as one of `steps`."""
@@ -436,13 +497,16 @@ class PoWERTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if not model.training:
             return (loss, outputs) if return_outputs else loss
-        # A loss of the user's own counts as divided by the whole accumulated batch and is not divided again.
-        steps = self.current_gradient_accumulation_steps if self.compute_loss_func is not None else 1
+        # What counts as divided by the whole accumulated batch, as a loss of the user's own does, upstream does not
+        # divide again.
+        scaled = getattr(self, "loss_is_scaled_for_ga", None)
+        scaled = self.compute_loss_func is not None if scaled is None else scaled
+        steps = self.current_gradient_accumulation_steps if scaled else 1
         loss = self._with_teacher(loss, outputs, self._teachers_answers(inputs), steps)
         penalty = outputs.get("retention_penalty") if isinstance(outputs, dict) else None
         if penalty is not None:
             # Of `nn.DataParallel` one for each replica that had rows.
-            for name, part in (("task_loss", loss), ("retention_penalty", penalty)):
+            for name, part in (("task_loss", loss * steps), ("retention_penalty", penalty)):
                 self._since_last_log[name] = self._since_last_log.get(name, 0.0) + part.detach().mean()
             self._steps_since_last_log += 1
             loss = loss + self._lambda * penalty / steps
