@@ -205,7 +205,7 @@ def test_options(folder, capsys, arguments, message):
         ("latin.csv", "text,label\ncaf\xe9,a\n".encode("latin-1"), "'utf-8' codec can't decode byte 0xe9"),
         ("empty.csv", "", "No columns to parse from file; repair or convert it"),
         ("header.csv", "text,label\n", "header.csv must hold rows, got none"),
-        ("semicolon.csv", "text;label\na;b\n", "There is no column 'text'; the data has text;label."),
+        ("semicolon.csv", "text;label\na;b\n", "its header is parted by ';'; part it by commas, or by tabs in a .tsv"),
         ("other.csv", "body,label\na,b\nc,d\n", "There is no column 'text'; the data has body, label."),
         ("half.csv", "text,label\na,negative\nb,\n", "Every row needs a label, got 1 without"),
         (
@@ -216,7 +216,7 @@ def test_options(folder, capsys, arguments, message):
         (
             "numbers.csv",
             "text,label\n1,negative\n2,positive\n",
-            "'text' must hold texts, got 2 rows without, the first in row 1;",
+            "'text' must hold texts, got int in some rows, such as 1; write them as texts, in jsonl or parquet",
         ),
         ("one.csv", "text,label\na,positive\nb,positive\n", "at least two classes, got only ['positive']"),
         ("nan.jsonl", '{"text": "a", "label": NaN}\n{"text": "b", "label": 0.5}\n', "got 1 without"),

@@ -43,13 +43,18 @@ def test_every_kind_of_file_reads_alike(frame, tokenizer, tmp_path, ending):
     assert held_out[:] == frame[:]
 
 
-def test_folders_of_files_and_saved_data_sets(frame, tmp_path):
+def test_folders_of_files_and_saved_data_sets(frame, tmp_path, monkeypatch):
     frame.to_parquet(tmp_path / "files" / "train.parquet")
     frame.select(range(5)).to_parquet(tmp_path / "files" / "dev.parquet")
     DatasetDict(train=frame, test=frame.select(range(7))).save_to_disk(tmp_path / "saved")
     for folder, rows in (("files", 5), ("saved", 7)):
         train, held_out = data.load_splits(str(tmp_path / folder))
         assert (len(train), len(held_out)) == (64, rows)
+    monkeypatch.chdir(tmp_path / "files")
+    assert len(data.load_splits(".")[0]) == 64
+    frame.save_to_disk(tmp_path / "single")
+    with pytest.raises(ValueError, match="single cannot be used: it is a single split; save a `DatasetDict` of"):
+        data.load_splits(str(tmp_path / "single"))
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
@@ -249,6 +254,7 @@ def test_labels_of_a_file_that_look_like_numbers_are_the_names_of_another(frame)
     ("train", "held_out", "message"),
     [
         (["a", None], ["a"], "got 1 without in the training split, in row 2; drop"),
+        ([0, 1], [-1, -1], "The reported split must hold labels, got -1 in all of its rows, which is how GLUE hides"),
         ([0, 1], [0, -1], "got 1 without in the reported split, in row 2; drop these rows, or write the class -1"),
         ([0.5, None, 1.5, None], [0.5], "got 2 without in the training split, the first in row 2; drop"),
         ([0.5, float("nan")], [0.5], "got 1 without"),

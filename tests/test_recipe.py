@@ -386,10 +386,23 @@ def test_regression_and_pairs_train(host, rows, tokenizer, tmp_path, capsys):
     assert final.config.problem_type == "regression"
 
 
+def test_what_failed_before_its_first_checkpoint_claims_no_folder(inputs, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ImportError("You need to install something")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps.PoWERTrainer, "train", fail)
+        assert cli.main(["train", *inputs, "--optim=rmsprop"]) == 2
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoints", "command.json"]
+    assert cli.main(["train", *inputs]) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--eval-do-concat-batches=false"], "`--eval-do-concat-batches false` is not served"),
+        (["--resume-from-checkpoint=nowhere"], "`--resume-from-checkpoint` is not served"),
+        (["--report-to=wandb"], "`--report-to` cannot be served: WandbCallback requires wandb"),
         (["--save-only-model"], "leaves checkpoints that no training goes on from; leave it out, or say"),
         (
             ["--load-best-model-at-end", "--lr-scheduler-type=reduce_lr_on_plateau", "--eval-strategy=epoch"],

@@ -90,6 +90,7 @@ def test_a_row_that_does_not_fit_its_header_shifts_nothing(tmp_path):
     ("name", "content", "message"),
     [
         ("rows.csv", 'text\ngood\n"bad\nbad\n', "line 4: unexpected end of data"),
+        ("rows.csv", "text;label\ngood film;n\n", "line 1: its header is parted by ';'; part it by commas"),
         ("rows.tsv", 'id\ttext\n1\t"good film\n2\tbad\n3\tso "so"\n4\t"bad"\n', "line 4: ' ' expected after '\"'"),
         ("rows.tsv", 'id\ttext\n1\t"good film\n2\tbad"\n', r"a quotation spans tabs and lines, 'good film\\n2\\tbad'"),
         ("rows.jsonl", '{"text": "good"}\n{"text": \n', "line 2: Expecting value"),

@@ -155,6 +155,8 @@ def load_splits(
         raise ValueError("Pass either `--dataset` or `--train-file` (with `--eval-file`), got both or neither.")
     folder = Path(dataset)
     with reading(f"The data set {dataset}", "check its name or folder, or fetch it again"):
+        if (folder / "state.json").is_file():
+            raise ValueError("it is a single split; save a `DatasetDict` of `train` and `validation`")
         if (folder / "dataset_dict.json").is_file():
             splits = datasets.load_from_disk(dataset)
         else:

@@ -182,6 +182,11 @@ def _label_values(rows: Dataset, columns: Sequence[str], split: str, feature: An
         raise ValueError(f"The {split} split is empty; pass a file with rows.")
     if without := [place for place, value in enumerate(values) if any(map(_is_missing, flat([value])))]:
         hidden = any(map(_is_hidden, flat(values)))
+        if len(values) > 1 and all(map(_is_hidden, flat(values))):
+            raise ValueError(
+                f"The {split} split must hold labels, got -1 in all of its rows, which is how GLUE hides them; pass "
+                "an `--eval-file` that has them."
+            )
         remedy = "drop these rows, or write the class -1 as a word" if hidden else "drop these rows"
         raise ValueError(
             f"Every row needs a label, got {len(without)} without in the {split} split, {said_rows(without)}; "

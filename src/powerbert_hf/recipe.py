@@ -141,9 +141,10 @@ def first_step(
     # Of the tuning split, since somebody may choose by what is said here.
     found, constant = record["tuning"], constant_metric(data)
     if found[data.metric] <= constant:
+        remedy = "look whether model and labels are of these data" if fine_tuned else "train longer or at another rate"
         say(
             f"fine_tuned: {data.metric} is {found[data.metric]:.4g}, which one answer to every text would reach "
-            f"({constant:.4g}); train longer or at another rate, or take another `--metric`"
+            f"({constant:.4g}); {remedy}, or take another `--metric`"
         )
     if fine_tuned and data.problem_type == "regression" and found["loss"] > np.var(data.tune["labels"]):
         say(

@@ -5,6 +5,7 @@
 import csv
 import glob
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -142,6 +143,8 @@ def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
         rows = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             names = _names(next(rows, []))
+            if len(names) == 1 and delimiter == "," and (other := re.search("[;\t]", names[0])):
+                raise csv.Error(f"its header is parted by {other[0]!r}; part it by commas, or by tabs in a .tsv")
             for fields in rows:
                 while len(fields) > len(names) and not fields[-1]:
                     fields.pop()

@@ -89,7 +89,8 @@ def check_folder(folder: Path, typed: dict[str, Any], option: str = "--output-di
         ValueError: where it holds something else.
     """
     record = folder / "command.json"
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"command.json", "command.json.partial"}:
+    files = {path.name for path in folder.rglob("*") if path.is_file()} if folder.is_dir() else None
+    if files is not None and files <= {"command.json", "command.json.partial"}:
         # Its command was refused, or killed, before it trained anything.
         return False
     if record.is_file():

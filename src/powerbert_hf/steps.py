@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import SchedulerType, sort_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -251,6 +252,17 @@ def check_training(args: PoWERTrainingArguments, data: TaskData) -> None:
         if getattr(args, name):
             option = name.replace("_", "-")
             raise ValueError(f"`--{option}` is not served: metrics are those of a whole split; leave it out.")
+    if args.resume_from_checkpoint:
+        raise ValueError(
+            "`--resume-from-checkpoint` is not served: the same command goes on by itself, from the last checkpoint "
+            "in its folder; leave it out."
+        )
+    # Upstream looks for what reports only once a step begins.
+    try:
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()
+    except RuntimeError as error:
+        raise ValueError(f"`--report-to` cannot be served: {error}") from error
     if not args.eval_do_concat_batches:
         raise ValueError(
             "`--eval-do-concat-batches false` is not served: metrics are those of a whole split; leave it out."

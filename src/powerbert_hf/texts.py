@@ -65,6 +65,8 @@ def read_folder(folder: str, subset: str | None = None, streaming: bool = False)
     Raises:
         ValueError: for a file that cannot be read.
     """
+    # By its whole name: upstream reads one off its last part, which `.` lacks.
+    folder = str(Path(folder).resolve())
     builder = datasets.load_dataset_builder(folder, subset)
     separator = getattr(builder.config, "sep", None)
     for path in chain.from_iterable((builder.config.data_files or {}).values()):
@@ -189,6 +191,12 @@ def check_texts(dataset: Dataset, text_columns: Sequence[str]) -> None:
     """
     for name in text_columns:
         missing = [place for place, text in enumerate(dataset[name]) if not isinstance(text, str)]
+        other = next((text for text in dataset[name] if not isinstance(text, str | None)), None)
+        if other is not None:
+            raise ValueError(
+                f"Column {name!r} must hold texts, got {type(other).__name__} in some rows, such as {other!r}; write "
+                "them as texts, in jsonl or parquet."
+            )
         if missing:
             raise ValueError(
                 f"Column {name!r} must hold texts, got {len(missing)} rows without, {said_rows(missing)}; drop or "
