@@ -190,17 +190,17 @@ def check_texts(dataset: Dataset, text_columns: Sequence[str]) -> None:
         ValueError: where a text is missing, or all are empty.
     """
     for name in text_columns:
-        missing = [place for place, text in enumerate(dataset[name]) if not isinstance(text, str)]
-        other = next((text for text in dataset[name] if not isinstance(text, str | None)), None)
+        without = {place: text for place, text in enumerate(dataset[name]) if not isinstance(text, str)}
+        other = next((text for text in without.values() if text is not None), None)
         if other is not None:
             raise ValueError(
                 f"Column {name!r} must hold texts, got {type(other).__name__} in some rows, such as {other!r}; write "
                 "them as texts, in jsonl or parquet."
             )
-        if missing:
+        if without:
             raise ValueError(
-                f"Column {name!r} must hold texts, got {len(missing)} rows without, {said_rows(missing)}; drop or "
-                "fill them."
+                f"Column {name!r} must hold texts, got {len(without)} rows without, {said_rows(list(without))}; drop "
+                "or fill them."
             )
     if not any(text.strip() for name in text_columns for text in dataset[name]):
         raise ValueError(f"Column {', '.join(map(repr, text_columns))} must hold texts, got only empty ones.")
