@@ -492,6 +492,24 @@ def test_pairs_need_a_model_that_tells_one_text_from_the_other(frame, tokenizer)
         data.prepare_data(frame, frame, tokenizer, config, text_columns=["text", "more"])
 
 
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_numbers_that_begin_with_0_are_names(tokenizer, tmp_path, as_folder):
+    rows = ["good,007", "bad,012", "good film,007", "bad film,100"]
+    (tmp_path / "train.csv").write_text("\n".join(["text,label", *rows]))
+    (tmp_path / "validation.csv").write_text("\n".join(["text,label", "good,100", "a,007"]))
+    files = {"train_file": str(tmp_path / "train.csv"), "eval_file": str(tmp_path / "validation.csv")}
+    splits = data.load_splits(**({"dataset": str(tmp_path)} if as_folder else files))
+    found = labels.read_labels(*splits, "label")
+    assert found[:3] == ([0, 1, 0, 2], [2, 0], ("007", "012", "100"))
+
+
+def test_a_folder_whose_name_is_a_pattern_is_refused(frame, tmp_path):
+    (tmp_path / "rows [1]").mkdir()
+    frame.to_csv(tmp_path / "rows [1]" / "train.csv")
+    with pytest.raises(ValueError, match=r"takes \*, \? and \[ in the path of a folder for a pattern, got .*; move it"):
+        data.load_splits(str(tmp_path / "rows [1]"))
+
+
 def test_sentence_pairs_are_one_input(frame, tokenizer):
     pairs = frame.add_column("second", ["the film"] * 64)
     prepared = prepare(pairs, tokenizer, text_columns=["text", "second"])

@@ -31,6 +31,7 @@ READER_OPTIONS: dict[str, dict[str, Any]] = {
     # forgotten where it reads a folder.
     "json": {"on_mixed_types": "refuse"},
 }
+_CODE = re.compile(r"0\d+")
 # What to do with a file that cannot be read.
 REPAIR = "repair or convert it, a text file to UTF-8"
 # Characters that a field of csv may have; one that is longer began with a quotation mark that was not meant.
@@ -87,24 +88,35 @@ def said_rows(places: Sequence[int]) -> str:
     return f"{'the first ' if len(places) > 1 else ''}in row {places[0] + 1}"
 
 
-def check_table(path: str | Path) -> None:
+def check_table(path: str | Path) -> dict[str, Any]:
     """Make sure that a file of csv or tsv has the rows that it seems to have; pandas would shift or swallow some.
 
     Args:
         path: of the file.
 
+    Returns:
+        What else its reader has to know: columns where 007 stands hold names, which a number would cut short.
+
     Raises:
         ValueError: where a row has more fields than the header, or a quotation has no end.
     """
     if _ending(path) not in ("csv", "tsv"):
-        return
+        return {}
+    named: dict[str, Any] = {}
     for number, row in enumerate(read_rows(path), start=1):
-        for found in row.values():
+        for column, found in row.items():
             if isinstance(found, Misfit):
                 raise ValueError(
                     f"{path} must have {len(row)} fields a row, as its header has, got {len(found.fields)} in row "
                     f"{number}: {shortened(found)}; put a text with a separator in quotation marks."
                 )
+            if isinstance(found, str) and _CODE.fullmatch(found):
+                named[column] = _as_it_stands
+    return {"converters": named} if named else {}
+
+
+def _as_it_stands(field: str) -> str | None:
+    return field or None
 
 
 def _ending(path: str | Path) -> str:

@@ -17,7 +17,7 @@ from zipfile import is_zipfile
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, get_scheduler, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import SchedulerType, sort_checkpoints
@@ -257,7 +257,16 @@ def check_training(args: PoWERTrainingArguments, data: TaskData) -> None:
             "`--resume-from-checkpoint` is not served: the same command goes on by itself, from the last checkpoint "
             "in its folder; leave it out."
         )
-    # Upstream looks for what reports only once a step begins.
+    # Upstream makes a schedule, and looks for what reports, only once a step begins.
+    schedule = args.lr_scheduler_type.value
+    try:
+        toy = torch.optim.SGD([torch.zeros(1)])
+        get_scheduler(schedule, toy, 0, 1, args.lr_scheduler_kwargs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`--lr-scheduler-type {schedule}` does not go with `--lr-scheduler-kwargs {args.lr_scheduler_kwargs}`: "
+            f"{error}; correct them."
+        ) from error
     try:
         for callback in get_reporting_integration_callbacks(args.report_to):
             callback()

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Texts of a file, which of its columns they are in, and the inputs that a tokenizer makes of them."""
 
+import glob
 import logging
 import re
 import sys
@@ -41,7 +42,7 @@ def read_file(path: str, lines: bool = False, streaming: bool = False) -> Datase
     """
     reader, options = dataset_reader(path, lines)
     if not streaming:
-        check_table(path)
+        options |= check_table(path)
     try:
         with reading(path, REPAIR):
             return _load(reader, reader, streaming, {**options, "split": "train"})
@@ -63,16 +64,19 @@ def read_folder(folder: str, subset: str | None = None, streaming: bool = False)
         A `DatasetDict`, or an `IterableDatasetDict`.
 
     Raises:
-        ValueError: for a file that cannot be read.
+        ValueError: for a file that cannot be read, or a path that is a pattern.
     """
     # By its whole name: upstream reads one off its last part, which `.` lacks.
     folder = str(Path(folder).resolve())
+    if glob.has_magic(folder):
+        raise ValueError(f"`datasets` takes *, ? and [ in the path of a folder for a pattern, got {folder}; move it")
     builder = datasets.load_dataset_builder(folder, subset)
     separator = getattr(builder.config, "sep", None)
+    options = dict(READER_OPTIONS.get(builder.name, {}))
     for path in chain.from_iterable((builder.config.data_files or {}).values()):
         if not streaming and separator == {".csv": ",", ".tsv": "\t"}.get(Path(path).suffix.lower(), ""):
-            check_table(path)
-    options = READER_OPTIONS.get(builder.name, {})
+            found = check_table(path)
+            options["converters"] = {**options.get("converters", {}), **found.get("converters", {})}
     return _load(folder, builder.name, streaming, {**options, "name": subset})
 
 
