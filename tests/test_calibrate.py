@@ -196,6 +196,7 @@ def test_bf16_is_compared_with_bf16(monkeypatch):
         (CLASSES, {"agreement": 1.0}, 600, "`agreement` must lie between 0 and 1, both excluded, got 1.0"),
         (CLASSES, {"agreement": 0}, 600, "got 0"),
         (CLASSES, {"agreement": float("nan")}, 600, "got nan"),
+        ({**CLASSES, "retention_mode": "off", "retention_config": [9, 5, 2]}, {"batch_size": 0}, 600, "got 0"),
         (CLASSES, {"batch_size": 0}, 600, "`batch_size` must be at least 1, got 0"),
         ({"num_labels": 1}, {}, 600, "got a model that predicts a number"),
         ({"num_labels": 2, "problem_type": "regression"}, {}, 600, "got a model that predicts a number"),
@@ -212,7 +213,7 @@ def test_what_cannot_be_calibrated_is_refused_and_stays(fields, options, inputs,
 
 
 def test_a_model_without_answers_is_refused_and_stays():
-    model = Host("bert").make(**CLASSES)
+    model = Host("bert").make(**CLASSES, retention_config=[9, 5, 2], retention_mode="off")
     torch.nn.init.constant_(model.classifier.bias, float("nan"))
     before = model.config.to_dict()
     with pytest.raises(ValueError, match="finite logits"):

@@ -40,6 +40,25 @@ def test_cost_is_what_torch_counts(padded):
     assert counter.get_total_flops() / 2 / 2 == expected + pooler_and_classifier - not_seen
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("config", [[16, 1, 1], [1, 1, 1]])
+def test_what_keeps_cls_alone_has_one_query(config):
+    model = Host("bert").make(retention_config=config, attn_implementation="eager")
+    with FlopCounterMode(display=False) as counter:
+        model(torch.ones(1, 16, dtype=torch.long), output_kept_positions=True)
+    expected = cost.multiply_accumulates(model.config, torch.tensor([16])).item()
+    assert counter.get_total_flops() / 2 == expected + 32 * 32 + 32 * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_lengths_are_integers_of_any_kind(dtype):
+    lengths = [200, 128]
+    config = Host("bert").config(**{**Host("bert").fields, "hidden_size": 768, "intermediate_size": 3072})
+    config.retention_config, config.retention_unit = [0.6, 0.4, 0.2], "fraction"
+    expected = cost.predicted_speedup(config, torch.tensor(lengths))
+    assert cost.predicted_speedup(config, torch.tensor(lengths, dtype=dtype)) == expected > 1
+
+
 def test_share_kept_counts_word_vectors_not_averages():
     lengths = torch.tensor([10, 30])
     assert cost.share_kept(CONFIG, lengths) == pytest.approx([24 / 40, 16 / 40, 2 / 40])

@@ -506,7 +506,7 @@ def test_numbers_that_begin_with_0_are_names(tokenizer, tmp_path, as_folder):
 def test_a_folder_whose_name_is_a_pattern_is_refused(frame, tmp_path):
     (tmp_path / "rows [1]").mkdir()
     frame.to_csv(tmp_path / "rows [1]" / "train.csv")
-    with pytest.raises(ValueError, match=r"takes \*, \? and \[ in the path of a folder for a pattern, got .*; move it"):
+    with pytest.raises(ValueError, match=r"takes \*, \? and \[ in the path of a folder for a pattern, got "):
         data.load_splits(str(tmp_path / "rows [1]"))
 
 

@@ -73,6 +73,29 @@ def test_onnx_runtime_gives_the_same_logits_at_every_batch_and_length(name, fiel
     assert kinds.count("Softmax") == 3
 
 
+def test_a_regression_is_exact_by_the_size_of_its_numbers_and_no_other_file_is_touched(tmp_path):
+    ours = Host("bert").make(num_labels=1, output_hidden_states=True, return_dict=False)
+    ours.classifier.weight.data *= 3000
+    for name in ("float_model.onnx", "model.onnx"):
+        (tmp_path / name).write_text("mine")
+    assert export.export_onnx(ours, tmp_path / "model.onnx", int8=True) < 0.5
+    assert (tmp_path / "float_model.onnx").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 2
+    inputs = padded_batch(5, 12)
+    assert logits(session(tmp_path / "model.onnx"), inputs).abs().max() > 100
+    assert (ours.config.output_hidden_states, ours.config.return_dict) == (True, False)
+
+
+def test_what_is_refused_leaves_the_file_that_is_there(tmp_path, monkeypatch):
+    (tmp_path / "model.onnx").write_text("mine")
+    with pytest.raises(ValueError, match=r"must be in float32 to be exported, got bfloat16; convert it"):
+        export.export_onnx(Host("bert").make().bfloat16(), tmp_path / "model.onnx")
+    monkeypatch.setattr(export, "_difference", lambda *args: 1.0)
+    with pytest.raises(ValueError, match="must answer as the model does, got logits that are 1 apart"):
+        export.export_onnx(Host("bert").make(), tmp_path / "model.onnx")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
 @slow
 @pytest.mark.parametrize("name", ["bert", "albert"])
 def test_int8_on_onnx_runtime_is_near(name, tmp_path):

@@ -209,6 +209,17 @@ def test_what_is_no_text_is_not_explained(model, pieces, texts, message):
         explain(model, pieces, texts)
 
 
+def test_what_would_be_looked_at_wrongly_is_refused(model, pieces):
+    with pytest.raises(ValueError, match="`texts` must be several, got one: 'good film'"):
+        survival(model, pieces, "good film")
+    for look in (explain, survival):
+        with pytest.raises(ValueError, match="`batch_size` must be at least 1, got -1"):
+            look(model, pieces, ["good film"], batch_size=-1)
+    pieces.padding_side = "left"
+    with pytest.raises(ValueError, match=r"must pad on the right, .*, got `padding_side` 'left'"):
+        explain(model, pieces, ["good film"])
+
+
 def test_a_stock_model_is_not_explained(host, pieces):
     with pytest.raises(ValueError, match=r"must be one of this package, in hard mode, .* got .* in mode None"):
         explain(host.make_stock(), pieces, ["good"])

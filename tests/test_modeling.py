@@ -93,6 +93,19 @@ def test_left_padding_keeps_position_0_and_all_real_ones_that_are_to_stay(host):
     assert kept[0].shape == (1, 3)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("config", [[0.7, 0.4, 0.2], [4, 1, 1], [1, 1, 1]])
+def test_position_0_is_attended_to_once_it_was_kept_whatever_its_mask_says(host, batch, config):
+    """With a mask of its own alone, each attention implementation would make something else of it."""
+    ours = host.make(retention_config=config, retention_unit="fraction" if config[0] < 1 else "words")
+    flipped = {name: values.flip(1) for name, values in batch.items()}
+    answers = []
+    for attention in ("eager", "sdpa"):
+        ours.set_attn_implementation(attention)
+        answers.append(ours(**flipped).logits)
+    torch.testing.assert_close(*answers, atol=1e-5, rtol=0)
+
+
 # torch's own, from flex attention: what it imports, a flag of its mask that transformers 5.23 still passes, and
 # that it is not compiled.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -185,7 +198,13 @@ def test_set_retention_changes_a_live_model_and_refuses_without_harm(host, batch
     before = ours(**batch).logits
     with pytest.raises(ValueError, match="must not increase"):
         ours.set_retention([0.1, 0.2, 0.3], unit="fraction")
+    for wrong in ({"length": 8.5}, {"length": "x"}, {"unit": 3}, {"config": "321"}):
+        with pytest.raises(ValueError, match=r"^Field 'retention_[a-z]+' .*; pass another\.$"):
+            ours.set_retention(**{"config": [3, 2, 1], "unit": "words", **wrong})
+        assert ours.config.retention_config == [8, 5, 3]
     assert torch.equal(ours(**batch).logits, before)
+    ours.set_retention(range(3, 0, -1), length=torch.tensor(20))
+    assert (ours.config.retention_config, ours.config.retention_length) == ([3, 2, 1], 20)
     ours.set_retention((0.5, 0.25, 0.25), unit="fraction", length=20)
     assert ours.config.retention_length == 20
     assert [kept.shape[1] for kept in ours(**batch, output_kept_positions=True).kept_positions] == [6, 3, 1]

@@ -403,7 +403,7 @@ def test_what_failed_before_its_first_checkpoint_claims_no_folder(inputs, tmp_pa
         (["--eval-do-concat-batches=false"], "`--eval-do-concat-batches false` is not served"),
         (["--resume-from-checkpoint=nowhere"], "`--resume-from-checkpoint` is not served"),
         (["--lr-scheduler-type=warmup_stable_decay"], "missing 1 required positional argument: 'num_decay_steps'"),
-        (["--lr-scheduler-kwargs={\"power\": 2}"], "`--lr-scheduler-type linear` does not go with"),
+        (['--lr-scheduler-kwargs={"power": 2}'], "`--lr-scheduler-type linear` does not go with"),
         (["--report-to=wandb"], "`--report-to` cannot be served: WandbCallback requires wandb"),
         (["--save-only-model"], "leaves checkpoints that no training goes on from; leave it out, or say"),
         (

@@ -74,6 +74,13 @@ def test_it_is_one_of_two_ways_to_give_a_configuration(host, tmp_path):
         host.classifier.from_pretrained(tmp_path, config=host.config(**host.fields), retention=tmp_path)
 
 
+def test_it_fits_a_model_that_is_loaded_with_fewer_encoders(host, tmp_path):
+    host.stock_config(**{**host.fields, "num_hidden_layers": 4}).save_pretrained(tmp_path)
+    (tmp_path / "retention.json").write_text(RetentionFile(**{**FITS, "backbone": host.name}).dumps())
+    config = host.config.from_pretrained(tmp_path, num_hidden_layers=3, retention=tmp_path)
+    assert config.retention_config == [0.9, 0.5, 0.3]
+
+
 def test_a_length_beyond_the_models_is_left_out(host, tmp_path):
     host.make_stock().save_pretrained(tmp_path)
     told = RetentionFile(**{**FITS, "backbone": host.name, "retention_length": 512})

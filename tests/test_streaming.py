@@ -130,6 +130,13 @@ def test_a_class_that_the_head_does_not_have_is_refused(options, rows, tmp_path)
         list(islice(data.train, 100))
 
 
+def test_the_last_rows_of_a_stream_may_be_empty(options, tmp_path):
+    with open(tmp_path / "rows.jsonl", "a") as file:
+        file.write('{"text": "good", "label": "negative"}\n' * (1020 - 64) + '{"text": "", "label": "negative"}\n')
+    found = streaming.load_stream(options, str(tmp_path / "model"))
+    assert sum(len(row["input_ids"]) == 2 for row in islice(found.train, 1019)) == 1
+
+
 # Of a csv file that nobody reads to its end.
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])

@@ -4,17 +4,20 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .configuration_powerbert import RETENTION_FIELDS
+
 Batch = dict[str, Tensor]
 
 # What full retention may differ by from stock, in float32; relatively to logits above 1, such as a regression's.
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,21 @@ def log_probabilities(logits: Tensor, problem_type: str | None) -> Tensor:
     return logits.log_softmax(dim=-1)
 
 
+@contextmanager
+def same_retention_after(model: PreTrainedModel) -> Iterator[None]:
+    """Whatever configuration is set meanwhile, afterwards the model has its own again, one that is off too.
+
+    Args:
+        model: of this package, not in soft mode.
+    """
+    before = {name: getattr(model.config, name) for name in RETENTION_FIELDS}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(model.config, name, value)
+
+
 def compare(ours: PreTrainedModel, stock: PreTrainedModel, batches: Sequence[Batch]) -> Agreement:
     """How ours and stock agree, and whether ours with nothing eliminated is stock at all.
 
@@ -115,18 +133,15 @@ def compare(ours: PreTrainedModel, stock: PreTrainedModel, batches: Sequence[Bat
     expected, answers = logits(stock, batches).float(), logits(ours, batches).float()
     exact = expected if stock.dtype == torch.float32 else logits(copy.deepcopy(stock).float(), batches)
     config = ours.config
-    kept, unit = config.retention_config, config.retention_unit
-    ours.set_retention([1.0] * config.num_encoders, unit="fraction")
-    try:
+    with same_retention_after(ours):
+        ours.set_retention([1.0] * config.num_encoders, unit="fraction")
         full = logits(ours, batches).float()
-    finally:
-        ours.set_retention(kept, unit=unit)
 
     def apart(left: Tensor, right: Tensor) -> float:
         return (left - right).abs().max().item()
 
     rounding, off = apart(expected, exact), apart(full, exact)
-    allowed = _TOLERANCE * max(1.0, expected.abs().max().item()) + 2 * rounding
+    allowed = TOLERANCE * max(1.0, expected.abs().max().item()) + 2 * rounding
     # Not `>`, which NaN passes.
     if not off <= allowed:
         raise ValueError(

@@ -28,14 +28,14 @@ from datasets import Dataset
 from scipy.stats import binomtest
 from transformers import PreTrainedModel
 
-from .agreement import commonest
+from .agreement import commonest, same_retention_after
 from .benchmark import Features
 from .checkpoint import hub_id, load_classifier, load_tokenizer
 from .cost import predicted_speedup
 from .files import check_free, whole_folder
 from .retention_file import RetentionFile
 from .sensitivity import check_model, comparison, search_path
-from .texts import read_texts, tokenize_texts
+from .texts import check_asked, read_texts, tokenize_texts
 
 logger = logging.getLogger(__name__)
 
@@ -157,8 +157,7 @@ def calibrate(
     """
     check_model(model.config)
     needed = texts_needed(agreement)
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    check_asked(features, batch_size=batch_size)
     given, features = len(features), _different(features)
     if len(features) < given:
         say(f"{given - len(features)} of {given} texts are there more than once, and count once")
@@ -172,8 +171,7 @@ def calibrate(
     first, second = ([features[row] for row in rows] for rows in divide(len(features), seed))
     lengths = torch.tensor([len(row["input_ids"]) for row in features])
     tried: list[Candidate] = []
-    unit = model.config.retention_unit
-    try:
+    with same_retention_after(model):
         compare, answers = comparison(model, second, batch_size, bf16)
         alike = commonest(answers, model.config.problem_type)
         if agreement_bound(alike, len(second)) >= agreement:
@@ -182,7 +180,7 @@ def calibrate(
                 f"{alike / len(second):.2%} of the predictions are the same; ask for more than that, or pass texts of "
                 "which more have another prediction."
             )
-        model.set_retention(None, unit=unit)
+        model.set_retention(None)
         path = search_path(model, first, batch_size, bf16, say)
         for config in (point.retention_config for point in path):
             same, _ = compare(config)
@@ -194,8 +192,6 @@ def calibrate(
             )
             if bound < agreement:
                 break
-    finally:
-        model.set_retention(None, unit=unit)
     # The first one keeps everything, so it was not the one to fail.
     chosen = tried[-1] if tried[-1].bound >= agreement else tried[-2]
     model.set_retention(chosen.retention_config, unit="fraction")

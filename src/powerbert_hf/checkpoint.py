@@ -157,6 +157,8 @@ def load_tokenizer(model: str | Path, config: PreTrainedConfig) -> PreTrainedTok
         )
     if tokenizer.pad_token is None:
         raise ValueError(f"The tokenizer must have a `pad_token` to make batches, got none in {model}; set one.")
+    # On the left it would come to lie where classifiers read [CLS].
+    tokenizer.padding_side = "right"
     return tokenizer
 
 

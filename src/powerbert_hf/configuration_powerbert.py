@@ -12,6 +12,8 @@ from transformers import AlbertConfig, BertConfig, PreTrainedConfig
 from .retention import RetentionMode, RetentionSoftExtract, check_retention_config
 from .retention_file import read_retention
 
+# What a retention configuration has to fit.
+_SIZES = ("num_hidden_layers", "inner_group_num", "max_position_embeddings")
 # An encoder takes memory before there are weights for it: more than any model has are a mistake, or a trap.
 _MOST_ENCODERS = 1000
 
@@ -178,6 +180,7 @@ class RetentionConfig(PreTrainedConfig):
                 f"A model has one retention configuration, got `retention` ({source}) and `retention_config`; leave "
                 "one out."
             )
+        config_dict = {**config_dict, **{name: kwargs[name] for name in _SIZES if name in kwargs}}
         plain = cls(**{**config_dict, "retention_config": None, "retention_mode": None})
         return {**config_dict, **read_retention(source, **download).fields_for(plain, source)}, kwargs
 

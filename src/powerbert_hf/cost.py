@@ -33,6 +33,7 @@ def received_and_kept(config: Any, lengths: Tensor, cls_only: bool = True) -> tu
         >>> [counts.flatten().tolist() for counts in received_and_kept(config, torch.tensor([8]))]
         [[8, 4, 2], [4, 2, 1]]
     """
+    lengths = lengths.long()
     kept = [lengths] * config.num_encoders
     if config.active_retention_mode != "off":
         if config.active_retention_mode == "hard":
@@ -76,9 +77,8 @@ def encoder_multiply_accumulates(config: Any, lengths: Tensor, cls_only: bool = 
         (L, B) integers.
     """
     received, kept = received_and_kept(config, lengths, cls_only)
-    queried = received.clone()
-    if cls_only and config.active_retention_mode != "off":
-        queried[-1] = 1
+    # What keeps [CLS] alone has a single query.
+    queried = torch.where((kept == 1).all(dim=1, keepdim=True), 1, received)
     return multiply_accumulates_of(config, received, queried, kept)
 
 
@@ -87,11 +87,13 @@ def stock_encoder_multiply_accumulates(config: Any, lengths: Tensor) -> Tensor:
 
     Args:
         config: a PoWER configuration, of which only the sizes count.
-        lengths: (B,) integers, real word-vectors of each input.
+        lengths: (B,), real word-vectors of each input.
 
     Returns:
-        (B,) integers.
+        (B,), whole numbers of whole ones.
     """
+    # In a small type of integers the products overflow.
+    lengths = lengths if lengths.is_floating_point() else lengths.long()
     return multiply_accumulates_of(config, lengths, lengths, lengths)
 
 

@@ -244,13 +244,14 @@ class RetentionEncoderMixin:
         for encoder, rule in zip(self.encoders(), rules, strict=True):
             queried = hidden_states[:, :1] if isinstance(rule, Extract) and rule.cls_only else hidden_states
             if mask_made_for is not kept or queried is not hidden_states:
-                backend_mask = create_bidirectional_mask(
-                    config=self.config,
-                    inputs_embeds=queried,
-                    attention_mask=kept.mask,
-                    encoder_hidden_states=hidden_states,
-                )
-                if kept.weights is not None:
+                if kept.weights is None:
+                    backend_mask = create_bidirectional_mask(
+                        config=self.config,
+                        inputs_embeds=queried,
+                        attention_mask=kept.mask,
+                        encoder_hidden_states=hidden_states,
+                    )
+                else:
                     hiding = self._hiding_mask(kept.weights, kept.mask, hidden_states.dtype)
                     backend_mask = hiding.expand(-1, 1, queried.shape[1], -1)
                 mask_made_for = kept

@@ -32,8 +32,12 @@ class Kept(NamedTuple):
         """Keep what `rule` says of the word-vectors, and of each (B, T, D) in `vectors`."""
         kept = extract(order, rule.width, rule.counts)
         mask, positions, weights = [None if part is None else part.gather(1, kept) for part in self]
+        places = torch.arange(rule.width, device=kept.device)
+        if mask is not None:
+            # What stays at position 0 is attended to from here on, whatever its mask said.
+            mask = mask | (places == 0)
         if rule.counts is not None:
-            filled = torch.arange(rule.width, device=kept.device) < rule.counts[:, None]
+            filled = places < rule.counts[:, None]
             mask = filled if mask is None else mask & filled
             positions = None if positions is None else positions.where(filled, -1)
         # Whole rows, not element by element: cheaper in ONNX.

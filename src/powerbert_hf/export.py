@@ -3,19 +3,20 @@
 """Models for other runtimes: ONNX, in float32 or with linear layers in int8; and back to upstream's own classes."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .agreement import TOLERANCE
 from .checkpoint import load_classifier, load_tokenizer
 from .files import check_free, whole_folder
 
-# Largest difference of logits that an export in float32 may have; int8 rounds, and has none.
-_TOLERANCE = 1e-3
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # Batch and length, to trace and to check: also one word-vector, and fewer than any configuration would keep.
 _TRACED = (5, 12)
@@ -29,16 +30,17 @@ def export_onnx(
 
     Args:
         model: a classifier of this package, not in soft mode, or upstream's BERT or ALBERT.
-        path: of the file.
+        path: of the file; one that is there is replaced.
         int8: quantise the linear layers, dynamically: weights now, activations as they come.
         input_names: what the file takes, each (batch, length) of int64; it gives `logits`.
 
     Returns:
-        The largest difference between its logits and the model's.
+        The largest difference between its logits and the model's; relatively where those exceed 1, as a regression's.
 
     Raises:
         ImportError: where ONNX or its runtime is not installed.
-        ValueError: for soft mode; or where the file does not answer as the model does: it is removed then.
+        ValueError: for soft mode, or another dtype than float32; or where the file would not answer as the model does.
+            Then nothing is written.
     """
     _check_installed()
     if getattr(model.config, "active_retention_mode", None) == "soft":
@@ -46,26 +48,41 @@ def export_onnx(
             "A model in soft mode eliminates nothing yet, so there is nothing to export; set a configuration with "
             "`set_retention` first."
         )
-    path, training = Path(path), model.training
+    if model.dtype != torch.float32:
+        raise ValueError(
+            f"A model must be in float32 to be exported, got {str(model.dtype).removeprefix('torch.')}; convert it by "
+            "`.float()`, and pass `int8=True` for a smaller file."
+        )
+    path = Path(path)
+    with TemporaryDirectory(dir=path.parent) as folder, _only_logits(model):
+        whole = Path(folder, "float.onnx")
+        _trace(model, input_names).save(whole, external_data=False)
+        difference = _difference(model, whole, input_names)
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"The exported file must answer as the model does, got logits that are {difference:.2g} apart; report "
+                "it with the model's configuration."
+            )
+        if int8:
+            whole = _quantized(whole)
+            difference = _difference(model, whole, input_names)
+        whole.replace(path)
+    return difference
+
+
+@contextmanager
+def _only_logits(model: PreTrainedModel) -> Iterator[None]:
+    """The model in evaluation mode, without what else its configuration may ask for."""
+    training, config = model.training, model.config
+    asked = {name: getattr(config, name) for name in ("output_hidden_states", "output_attentions", "return_dict")}
     model.eval()
+    config.output_hidden_states, config.output_attentions, config.return_dict = False, False, True
     try:
-        _trace(model, input_names).save(path, external_data=False)
-        try:
-            difference = _difference(model, path, input_names)
-            if not difference <= _TOLERANCE:
-                raise ValueError(
-                    f"The exported file must answer as the model does, got logits that are {difference:.2g} apart; "
-                    "report it with the model's configuration."
-                )
-            if int8:
-                _quantize(path)
-                difference = _difference(model, path, input_names)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
+        yield
     finally:
         model.train(training)
-    return difference
+        for name, value in asked.items():
+            setattr(config, name, value)
 
 
 def export_folder(model: str | Path, folder: str | Path, int8: bool = False, stock: bool = False) -> float | None:
@@ -160,7 +177,7 @@ def _trace(model: PreTrainedModel, names: Sequence[str]) -> Any:
 
 @torch.inference_mode()
 def _difference(model: PreTrainedModel, path: Path, names: Sequence[str]) -> float:
-    """The largest difference of logits, over shapes. Of two draws the better: a near tie may fall either way once."""
+    """See `export_onnx`; over shapes. Of two draws the better: a near tie may fall either way once."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -170,25 +187,24 @@ def _difference(model: PreTrainedModel, path: Path, names: Sequence[str]) -> flo
     def of_a_draw(shape: tuple[int, int], seed: int) -> float:
         inputs = _inputs(model.config, names, *shape, seed)
         (found,) = session.run(None, {name: values.numpy() for name, values in inputs.items()})
-        wanted = model(**{name: values.to(model.device) for name, values in inputs.items()}).logits
-        return (torch.from_numpy(found) - wanted.float().cpu()).abs().max().item()
+        wanted = model(**{name: values.to(model.device) for name, values in inputs.items()}).logits.cpu()
+        return ((torch.from_numpy(found) - wanted).abs().max() / wanted.abs().max().clamp(min=1.0)).item()
 
     return max(min(of_a_draw(shape, seed) for seed in (1, 2)) for shape in _CHECKED)
 
 
-def _quantize(path: Path) -> None:
-    """Linear layers in int8, in place."""
+def _quantized(whole: Path) -> Path:
+    """The same with linear layers in int8, beside it."""
     from onnxruntime.quantization import quantize_dynamic
 
-    whole = path.with_name(f"float_{path.name}")
-    path.rename(whole)
+    path = whole.with_name("int8.onnx")
     # It recommends a step that is for networks of convolutions.
     logging.getLogger().addFilter(_no_preprocessing)
     try:
         quantize_dynamic(whole, path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
     finally:
         logging.getLogger().removeFilter(_no_preprocessing)
-        whole.unlink()
+    return path
 
 
 def _no_preprocessing(record: logging.LogRecord) -> bool:

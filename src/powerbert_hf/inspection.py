@@ -15,7 +15,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from .encoder import RankingAttentionMixin
 from .predict import answer_for
-from .texts import input_limit, is_text
+from .texts import check_asked, input_limit, is_text
 
 # What a text may say but must not do to a terminal or a page: turn the direction of all that follows.
 _OVERRIDES = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
@@ -117,8 +117,7 @@ def explain(
             f"{type(model).__name__} in mode {getattr(model.config, 'active_retention_mode', None)!r}; load it with a "
             "`PoWER...` class, or set its configuration with `set_retention`."
         )
-    if isinstance(texts, str):
-        raise ValueError(f"`texts` must be several, got one: {shortened(texts)}; pass a list that holds it.")
+    check_asked(texts, batch_size=batch_size)
     texts = [[text] if isinstance(text, str) else text for text in texts]
     if not texts:
         return []

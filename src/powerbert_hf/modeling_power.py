@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -142,11 +143,16 @@ class RetentionModelMixin(PreTrainedModel):
         changes = {
             "retention_config": _plain(config),
             "retention_unit": self.config.retention_unit if unit is None else unit,
-            "retention_length": self.config.retention_length if length is None else length,
+            "retention_length": self.config.retention_length if length is None else _plain(length),
             "retention_mode": None,
         }
         proposal = copy.copy(self.config)
-        vars(proposal).update(changes)
+        try:
+            for name, value in changes.items():
+                setattr(proposal, name, value)
+        except StrictDataclassFieldValidationError as error:
+            said = str(error.__cause__ or error).partition(". Errors:")[0]
+            raise ValueError(f"{' '.join(said.split())}; pass another.") from error
         proposal.validate_retention()
         for name, value in changes.items():
             setattr(self.config, name, value)
@@ -154,9 +160,9 @@ class RetentionModelMixin(PreTrainedModel):
 
 
 def _plain(config: Any) -> Any:
-    """Entries of an array or a tensor as numbers, which alone can be written to a file."""
+    """Numbers, or entries of an array or a tensor as numbers, which alone can be written to a file."""
     config = config.tolist() if hasattr(config, "tolist") else config
-    if not isinstance(config, list | tuple):
+    if isinstance(config, str) or not isinstance(config, Sequence):
         return config
     return [entry.item() if hasattr(entry, "item") else entry for entry in config]
 

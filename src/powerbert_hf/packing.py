@@ -211,7 +211,7 @@ def _attend_block(
             # Up to the shortest, all are real.
             beyond, lowest = slice(block.lengths[0], None), torch.finfo(scores.dtype).min
             scores.unflatten(0, (inputs, -1))[..., beyond].masked_fill_(~real[:, None, None, beyond], lowest)
-        attention = scores.softmax(dim=-1, dtype=torch.float32)
+        attention = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         received.append(attention_received(attention.unflatten(0, (inputs, -1)), real))
         contexts.append(torch.bmm(attention.to(value.dtype), value[part]))
     if len(contexts) == 1:

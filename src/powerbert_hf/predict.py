@@ -22,7 +22,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from .checkpoint import load_classifier, load_tokenizer
 from .files import check_new, whole_file
 from .rows import Misfit, Row, read_rows
-from .texts import choose_texts, input_limit, is_text, tell_cut
+from .texts import check_asked, choose_texts, input_limit, is_text, tell_cut
 
 # That oneDNN may keep, see below.
 _PROGRAMS = "64"
@@ -64,9 +64,7 @@ def predict(
     Raises:
         ValueError: for a size that is not at least 1, for a text that is not in a list, or where one is missing.
     """
-    if isinstance(texts, str):
-        raise ValueError(f"`texts` must be several, got one: {shortened(texts)}; pass a list that holds it.")
-    _check_sizes(batch_size, window)
+    check_asked(texts, batch_size=batch_size, window=window)
     model.eval()
     collate, answer = DataCollatorWithPadding(tokenizer), answer_for(model.config)
     rest, done, cut, parts, limit = iter(texts), 0, 0, 0, None
@@ -123,7 +121,7 @@ class FilePredictor:
         window: int = 8192,
         bf16: bool = False,
     ) -> None:
-        _check_sizes(batch_size, window)
+        check_asked([], batch_size=batch_size, window=window)
         self.text_columns, self.keep_columns = text_columns, keep_columns or ()
         self.options: dict[str, Any] = {"batch_size": batch_size, "window": window}
         self.options |= {"max_length": max_length, "bf16": bf16}
@@ -249,12 +247,6 @@ def predict_file(
         raise ValueError(f"{source} must hold rows, got none; pass a file with rows.")
     predictor = FilePredictor(model, text_columns, keep_columns, max_length, batch_size, window, bf16)
     return predictor.answer(source, target, None if rejected is None else Path(rejected))
-
-
-def _check_sizes(batch_size: int, window: int) -> None:
-    for name, value in (("batch_size", batch_size), ("window", window)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
 def _texts_of(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[Any]:

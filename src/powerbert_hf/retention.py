@@ -76,7 +76,7 @@ def significance(
 
     Returns:
         (B, T) in float32, without gradient. A word-vector's attention to itself is not counted. Scores are multiplied
-        in the dtype of `query`, as attention itself does; softmax and sums are in float32.
+        in the dtype of `query`, as eager attention does; softmax and sums are in float32.
 
     Example:
         With all-zero queries every row attends evenly: each of 4 word-vectors gets 1/4 from each of 3 others and head.

@@ -26,7 +26,7 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .agreement import log_probabilities, logits, unchanged
+from .agreement import log_probabilities, logits, same_retention_after, unchanged
 from .benchmark import Features, make_batches
 from .cost import encoder_multiply_accumulates, predicted_speedup
 
@@ -158,7 +158,7 @@ def search_path(
         >>> twice = next(point for point in path if point.predicted_speedup >= 2)  # doctest: +SKIP
     """
     check_model(model.config)
-    unit, last = model.config.retention_unit, model.config.num_encoders - 1
+    last = model.config.num_encoders - 1
     lengths = torch.tensor([len(row["input_ids"]) for row in features])
     smallest = 1 / int(lengths.max())
 
@@ -166,7 +166,7 @@ def search_path(
         return [*shares, min([*shares[-1:], smallest])]
 
     model.eval()
-    try:
+    with same_retention_after(model):
         compare, _ = comparison(model, features, batch_size, bf16)
         measured = np.zeros((last, 1 + len(_MEASURED)))
         for encoder in range(last):
@@ -186,8 +186,6 @@ def search_path(
             speedup = predicted_speedup(model.config, lengths)
             if not path or speedup >= _FASTER * path[-1].predicted_speedup:
                 path.append(PathPoint(config, speedup, -farthest * np.expm1(-found.loss).item()))
-    finally:
-        model.set_retention(None, unit=unit)
     slowest, fastest = path[0].predicted_speedup, path[-1].predicted_speedup
     say(f"searching: {len(path)} configurations, {slowest:.2f}x to {fastest:.2f}x predicted")
     return path

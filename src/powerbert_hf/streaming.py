@@ -78,7 +78,7 @@ def load_stream(options: Any, model: str, seed: int = 42, fine_tuned: bool = Fal
     def encode(rows: dict[str, list]) -> dict[str, list]:
         try:
             batch = Dataset.from_dict({name: rows[name] for name in features}, features=features)
-            check_texts(batch, texts)
+            check_texts(batch, texts, whole=False)
             _, numbers, _, _ = read_labels(sample, batch, columns, data.label_names, whole=False)
         except (ValueError, TypeError, pyarrow.ArrowException) as error:
             raise ValueError(f"All rows of the stream must be like its first {len(head):,}: {error}") from error

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .inspection import Explanation, explain
+from .texts import check_asked
 
 # Texts that are looked at before they are forgotten.
 _WINDOW = 1024
@@ -92,6 +93,7 @@ def survival(
     Raises:
         ValueError: where there are no texts, and as [`explain`] does.
     """
+    check_asked(texts, batch_size=batch_size)
     rest, done = iter(texts), 0
     encoders = model.config.num_encoders
     counts: dict[tuple[str, Any], list[int]] = defaultdict(lambda: [0] * (encoders + 1))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 import datasets
@@ -158,9 +159,14 @@ def input_limit(
         default: if nothing was; at most what tokenizer and model take.
 
     Raises:
-        ValueError: for a length that leaves no room or that the model does not take, or for two texts where it reads
-            one.
+        ValueError: for a length that leaves no room or that the model does not take, for two texts where it reads
+            one, or for a tokenizer that pads on the left.
     """
+    if tokenizer.padding_side != "right":
+        raise ValueError(
+            f"A tokenizer must pad on the right, since a classifier reads [CLS] at position 0, got `padding_side` "
+            f"{tokenizer.padding_side!r}; set it to 'right'."
+        )
     if texts > config.type_vocab_size and "token_type_ids" in tokenizer.model_input_names:
         raise ValueError(
             f"A model that reads two texts must have a `type_vocab_size` of 2, got {config.type_vocab_size} in its "
@@ -181,14 +187,36 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and not _SURROGATE.search(value)
 
 
+def check_asked(texts: Any, **sizes: int) -> None:
+    """Make sure that what a model is asked is several texts, and that batches of them can be made.
+
+    Args:
+        texts: whatever was passed for them.
+        sizes: by the names of their arguments.
+
+    Raises:
+        ValueError: for a single text, which would be taken for its characters, or a size below 1.
+    """
+    if isinstance(texts, str):
+        raise ValueError(f"`texts` must be several, got one: {shortened(texts)}; pass a list that holds it.")
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}; 32 is usual for a batch.")
+
+
 def tell_cut(cut: int, inputs: int, limit: int | None) -> None:
     """Say how many inputs are as long as they may be, if any."""
     if cut:
         logger.info("%d of %d inputs fill or exceed %d word-pieces and are cut there", cut, inputs, limit)
 
 
-def check_texts(dataset: Dataset, text_columns: Sequence[str]) -> None:
+def check_texts(dataset: Dataset, text_columns: Sequence[str], whole: bool = True) -> None:
     """Make sure that there are texts. An empty text is one; a missing one is not.
+
+    Args:
+        dataset: of rows.
+        text_columns: of them.
+        whole: these are all, not some rows of a stream, which may happen to be empty.
 
     Raises:
         ValueError: where a text is missing, or all are empty.
@@ -206,7 +234,7 @@ def check_texts(dataset: Dataset, text_columns: Sequence[str]) -> None:
                 f"Column {name!r} must hold texts, got {len(without)} rows without, {said_rows(list(without))}; drop "
                 "or fill them."
             )
-    if not any(text.strip() for name in text_columns for text in dataset[name]):
+    if whole and not any(text.strip() for name in text_columns for text in dataset[name]):
         raise ValueError(f"Column {', '.join(map(repr, text_columns))} must hold texts, got only empty ones.")
 
 
