@@ -349,3 +349,34 @@ def test_reentrant_checkpointing_which_would_lose_gradients_is_refused(host, bat
     soft.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     soft(**batch, labels=torch.tensor([0, 1, 0, 1, 0])).loss.backward()
     assert (soft.retention_weights.grad.abs().sum(1) > 0).tolist() == [True, True, False]
+
+
+@torch.no_grad()
+def test_what_an_encoder_has_hidden_no_later_one_brings_back(host, batch):
+    soft, hard = hiding(host, "words"), host.make(retention_config=[5, 5, 1])
+    soft.retention_weights.copy_(torch.arange(12) < torch.tensor([5, 9, 1])[:, None])
+    torch.testing.assert_close(soft(**batch).logits, hard(**batch).logits, atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_hidden_word_vectors_have_no_vote_with_any_attention(host):
+    ids = torch.randint(1, 60, (64, 12), generator=torch.Generator().manual_seed(0))
+    answers = []
+    for attention in ("eager", "sdpa"):
+        soft = hiding(host, "words", attn_implementation=attention)
+        soft.retention_weights.copy_(torch.arange(12) < torch.tensor([8, 5, 1])[:, None])
+        answers.append(soft(ids).logits)
+    torch.testing.assert_close(*answers, atol=2e-5, rtol=0)
+
+
+def test_only_configurations_that_can_be_run_are_tried(host):
+    asked = make_budget(host, 2.0)
+    tried = []
+
+    def loss(config):
+        retention.check_retention_config(config, 6, "fraction")
+        tried.append(config)
+        return 1.0
+
+    asked.refine(asked.hold(torch.tensor([64.0, 64.0, 20.0, 20.0, 20.0, 20.0]).double(), 1.0), loss)
+    assert len(tried) > 6

@@ -333,3 +333,19 @@ def test_command_refuses_in_one_sentence(folder, capsys, options, message):
 def test_command_refuses_a_model_without_a_head(folder, capsys):
     Host("bert").make_stock("stock_base").save_pretrained("model")
     assert "trained classification head" in refused(capsys, folder, ["model", "--texts=texts.txt"], "calibrate")
+
+
+def test_no_text_is_searched_on_and_tested_on(monkeypatch):
+    searched_on, search = [], calibration.search_path
+
+    def look(model, features, *more):
+        searched_on.append(features)
+        return search(model, features, *more)
+
+    monkeypatch.setattr(calibration, "search_path", look)
+    features = make_features(120)
+    found = calibrate(balanced(Host("bert").make(**CLASSES), features), features, 0.6)
+    first, second = divide(120, 0)
+    assert set(first).isdisjoint(second)
+    assert searched_on == [[features[row] for row in first]]
+    assert (found.searched, found.tested) == (len(first), len(second))

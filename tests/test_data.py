@@ -8,7 +8,7 @@ import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from conftest import Host
+from conftest import WORDS, Host
 from powerbert_hf import data, labels, tasks, texts
 
 
@@ -138,6 +138,17 @@ def test_drawn_rows_depend_on_the_seed_alone(frame, tokenizer):
     assert (len(first.train), len(first.eval)) == (20, 10)
     assert first.train[:] == again.train[:]
     assert first.train[:] != other.train[:]
+
+
+@pytest.mark.parametrize("drawn", [{}, {"max_train_samples": 30}])
+def test_no_row_is_trained_on_and_chosen_by(tokenizer, monkeypatch, drawn):
+    monkeypatch.setattr(data, "_TUNING_ROWS", 4)
+    pairs = [f"{first} {second}" for first in WORDS for second in WORDS[:3]]
+    made = prepare(Dataset.from_dict({"text": pairs, "label": [n % 2 for n in range(len(pairs))]}), tokenizer, **drawn)
+    trained_on, tuned_on = ({tuple(ids) for ids in split["input_ids"]} for split in (made.train, made.tune))
+    assert trained_on.isdisjoint(tuned_on)
+    assert len(made.tune) == min(4, min(len(pairs), *drawn.values(), len(pairs)) // 10)
+    assert len(made.train) == drawn.get("max_train_samples", len(pairs) - len(made.tune))
 
 
 def test_label_kinds():

@@ -91,6 +91,10 @@ def test_left_padding_keeps_position_0_and_all_real_ones_that_are_to_stay(host):
     assert kept[0][0, 0] == 0
     assert set(kept[0][0, 1:].tolist()) <= {2, 3, 4}
     assert kept[0].shape == (1, 3)
+    # It counts among them: of three real ones and itself, four stay.
+    ours.set_retention([4, 4, 4])
+    kept = ours(torch.tensor([[0, 0, 5, 6, 7]]), attention_mask=mask, output_kept_positions=True).kept_positions
+    assert kept[0].tolist() == [[0, 2, 3, 4]]
 
 
 @torch.no_grad()

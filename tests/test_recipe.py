@@ -5,13 +5,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from conftest import WORDS, Host
 from powerbert_hf import arguments, cli, parsing, recipe, run_folder, steps, tasks
+from powerbert_hf.data import prepare_data
 from powerbert_hf.trainer import PoWERTrainer
 
 FAST = ["--num-train-epochs=1", "--per-device-train-batch-size=16", "--learning-rate=1e-3", "--disable-tqdm=true"]
@@ -79,6 +82,19 @@ def test_train_leaves_three_models_and_a_report(host, inputs, tmp_path, capsys):
         stock = host.stock.from_pretrained(run / name, output_loading_info=True)
         assert not stock[1]["missing_keys"]
         assert not stock[1]["unexpected_keys"]
+    for name, told in (("fine_tuned", "base"), ("searched", "before_retraining"), ("final", "final")):
+        assert cli.main(["evaluate", str(run / name), f"--eval-file={tmp_path / 'eval.csv'}"]) == 0
+        assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(report[told]), name
+
+
+def test_speed_is_measured_on_inputs_of_all_lengths_in_no_order(tokenizer, monkeypatch):
+    monkeypatch.setattr(recipe, "_TIMED_INPUTS", 20)
+    frame = Dataset.from_dict({"text": [" ".join(WORDS[: 1 + n % 20]) for n in range(70)], "label": [0, 1] * 35})
+    made = prepare_data(frame, frame, tokenizer, Host("bert").make_stock().config)
+    lengths = [len(row["input_ids"]) for row in recipe.timed_features(made)]
+    assert len(lengths) == 18
+    assert lengths != sorted(lengths)
+    assert fmean(lengths) == pytest.approx(fmean(made.eval["length"]), rel=0.1)
 
 
 def test_final_model_answers_in_a_new_process_through_auto_classes_and_pipeline(inputs, tmp_path):

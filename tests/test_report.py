@@ -21,7 +21,7 @@ from powerbert_hf.cost import predicted_speedup
 from powerbert_hf.data import prepare_data
 from powerbert_hf.pages import run_curves, run_page, sweep_page
 from powerbert_hf.predict import logits_of
-from powerbert_hf.report import read_run
+from powerbert_hf.report import format_report, format_sweep, read_run
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "docs" / "figures"
@@ -194,6 +194,18 @@ def test_pictures_are_well_formed_and_stay_inside():
         for element in ElementTree.fromstring(canvas.file()).iter():
             for name, most in (("x", canvas.width), ("cx", canvas.width), ("y", canvas.height), ("cy", canvas.height)):
                 assert 0 <= float(element.get(name, 0)) <= most
+
+
+def test_what_is_printed_is_what_the_report_says():
+    folder = ROOT / "results" / "mrpc-minilm-l6"
+    run = json.loads((folder / "report.json").read_text())
+    lines = dict(line.split("  ", 1) for line in format_report(run, folder).splitlines())
+    assert lines["f1, all word-vectors"].strip() == f"{run['base']:.4f}"
+    assert lines["f1, final model"].strip() == f"{run['final']:.4f}"
+    tuning = run["tuning"]
+    assert f"{tuning['base']:.4f} before, {tuning['final']:.4f} after" in lines["on the tuning split"]
+    sweep = format_sweep({"metric": "f1", "base": run["base"], "runs": [run], "baselines": {}})
+    assert f"{100 * (run['base'] - run['final']):.2f}" in sweep.splitlines()[-1].split()
 
 
 def test_readmes_figures_are_what_their_files_say():

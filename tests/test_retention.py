@@ -68,6 +68,9 @@ def test_rank_equals_reference_with_ties(width):
 
 
 def test_rank_keeps_cls_first_even_where_its_mask_is_false():
+    # A real word-vector that nobody attends to comes before one that is not real.
+    order = retention.rank(torch.tensor([[0.5, 0.0, 0.0]]), torch.tensor([[True, False, True]]))
+    assert order.tolist() == [[0, 2, 1]]
     order = retention.rank(torch.tensor([[0.0, 3.0, 1.0]]), torch.tensor([[False, True, True]]))
     assert order.tolist() == [[0, 1, 2]]
 

@@ -85,3 +85,30 @@ def test_distance_and_unchanged_predictions_are_those_of_the_logits(host):
     assert same.tolist() == (kept.argmax(1) == full.argmax(1)).tolist()
     assert distance == pytest.approx((full - kept).abs().sum(1).mean().item() / 2, rel=1e-4)
     assert compare([1.0] * 3)[1] == pytest.approx(0, abs=1e-6)
+
+
+def test_each_encoder_is_measured_alone_and_the_path_adds_up_what_was_found(monkeypatch):
+    """Two encoders whose word-vectors mean more and less, and a share at which less moves than at a higher one."""
+    asked = []
+
+    def moved(encoder, share):
+        return (0.4, 0.1)[encoder] * (1 - share) * (0.5 if share == 0.4 else 1)
+
+    def compare(entries):
+        asked.append(entries)
+        return None, moved(int(entries[0] == 1), min(entries[:2]))
+
+    monkeypatch.setattr(sensitivity, "comparison", lambda *_: (compare, None))
+    path = search_path(Host("bert").make(num_labels=3), FEATURES)
+    shares = sensitivity._MEASURED
+    assert asked == [[*[1.0] * e, *[s] * (2 - e), min(s, 1 / 30)] for e in range(2) for s in shares]
+    # What fewer word-vectors move, so do fewer still.
+    rising = [np.maximum.accumulate([moved(e, s) for s in shares]) for e in range(2)]
+    farthest = sensitivity._FARTHEST * max(map(max, rising))
+    loss = [{1.0: 0.0, **dict(zip(shares, -np.log(1 - one / farthest), strict=True))} for one in rising]
+    known = [point for point in path if set(point.retention_config[:2]) <= {1.0, *shares}]
+    assert len(known) > 2
+    for point in known:
+        first, second, _ = point.retention_config
+        total = loss[0][first] + loss[1][second] - loss[1][first]
+        assert point.distance == pytest.approx(farthest * (1 - np.exp(-total)))

@@ -50,6 +50,36 @@ def test_models_go_from_step_to_step_as_they_are(stock, task, arguments):
     assert all(torch.equal(before[name], weights) for name, weights in tuned.state_dict().items())
 
 
+def test_steps_learn_from_the_fine_tuned_model_and_choose_by_the_tuning_split(stock, task, arguments, monkeypatch):
+    trained, make, train = [], PoWERTrainer.__init__, PoWERTrainer.train
+    lengths = {}
+
+    def look(self, *args, **named):
+        make(self, *args, **named)
+        lengths[self] = named.get("lengths")
+
+    monkeypatch.setattr(PoWERTrainer, "__init__", look)
+    monkeypatch.setattr(PoWERTrainer, "train", lambda self, **named: trained.append(self) or train(self, **named))
+    tuned = fine_tune(stock, task, arguments("1")).model
+    searched = search_configuration(tuned, task, arguments("2", speedup=1.5))
+    retrain(searched.model, task, arguments("3"), teacher=tuned)
+    assert [trainer.teacher is None for trainer in trained] == [True, False, False]
+    assert all(trainer.eval_dataset is task.tune for trainer in trained)
+    for trainer in trained[1:]:
+        assert trainer.teacher.config.active_retention_mode == "off"
+        assert torch.equal(trainer.teacher.classifier.weight, tuned.classifier.weight)
+    assert list(lengths[trained[1]]) == list(task.tune["length"])
+
+
+def test_a_head_that_begins_anew_follows_from_the_seed(task, arguments, tmp_path):
+    Host("bert").make_stock("stock_base").save_pretrained(tmp_path / "base")
+    heads = []
+    for number in (1, 2):
+        torch.manual_seed(number)
+        heads.append(fine_tune(tmp_path / "base", task, arguments(str(number))).model.classifier.weight)
+    assert torch.equal(*heads)
+
+
 def test_steps_do_not_go_on_from_each_others_checkpoints(stock, task, arguments):
     args = arguments(speedup=1.5)
     tuned = fine_tune(stock, task, args).model

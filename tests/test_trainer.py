@@ -957,6 +957,14 @@ def test_nothing_was_learned_of_the_last_encoder_but_where_it_is_published(datas
     assert trainer.retention_config == [1.0, 1.0, 1.0 if soft_extract == "published" else 1 / 24]
 
 
+def test_a_search_for_a_speed_up_has_no_penalty_in_its_loss(dataset, tokenizer, tmp_path):
+    model = Host("bert").make(**SOFT, retention_soft_extract="hide")
+    trainer = make_trainer(model, dataset, tokenizer, tmp_path, max_steps=2, speedup=2.0)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["loss"] == pytest.approx(logged["task_loss"], abs=1e-5)
+
+
 def test_in_float16_a_loss_that_is_lost_ends_a_training_too(dataset, tokenizer, tmp_path):
     """Gradients may be infinite there, the loss is scaled down then; but not to nothing."""
     trainer = make_trainer(Host("bert").make(), dataset, tokenizer, tmp_path, num_train_epochs=8)
