@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from powerbert_hf.card import facts_of_report, make_card, picture, shown_command
+from powerbert_hf.card import data_of, facts_of_report, make_card, picture, shown_command
 from powerbert_hf.retention_file import RetentionFile, hub_reason, read_retention
 
 FITS = {"backbone": "bert", "encoders": 3, "retention_config": [0.9, 0.5, 0.3], "retention_unit": "fraction"}
@@ -108,6 +108,12 @@ def test_the_picture_of_counts_is_drawn_to_the_longest_input():
     lines = picture(RetentionFile("bert", 2, [32, 8], "words", 64)).splitlines()
     assert [line.count("█") for line in lines] == [20, 5]
     assert [line.split()[-1] for line in lines] == ["32", "8"]
+
+
+@pytest.mark.parametrize(("split", "told"), [("validation", None), ("test", "test"), (None, "test")])
+def test_the_split_of_a_copy_is_that_of_the_hub_only_under_its_name(split, told):
+    data = {"dataset": "../copies/imdb", "dataset_id": None, "subset": None, "task": "imdb", "eval_split": split}
+    assert data_of({"data": data}) == {"id": "stanfordnlp/imdb", "config": None, "name": "imdb", "split": told}
 
 
 def test_a_card_of_your_own_files_names_them_without_the_place_where_they_are():

@@ -178,22 +178,20 @@ def data_of(report: dict[str, Any]) -> dict[str, Any]:
     """
     data = report["data"]
     task = data.get("task")
+    split = data.get("eval_split") or (Path(data["eval_file"]).name if data.get("eval_file") else None)
+    own = TASKS[task].eval_split if task in TASKS else None
     if data["dataset"] is None:
         found, config, name = None, None, Path(data["train_file"]).name
     else:
         # Reports have not always said it.
         found, config = data.get("dataset_id", hub_id(data["dataset"])), data["subset"]
         if found is None and task is not None:
-            # A folder that holds a known data set.
+            # A folder that holds a known data set; what it calls otherwise may be rows of any split on the Hub.
             found, config = hub_source(task)
+            if data.get("eval_split") not in (None, own):
+                split = own = None
         name = task or " ".join(filter(None, (Path(data["dataset"]).name, config)))
-    split = data.get("eval_split") or (Path(data["eval_file"]).name if data.get("eval_file") else None)
-    return {
-        "id": found,
-        "config": config,
-        "name": name,
-        "split": split or (TASKS[task].eval_split if task in TASKS else None),
-    }
+    return {"id": found, "config": config, "name": name, "split": split or own}
 
 
 def _reported_on(report: dict[str, Any]) -> dict[str, Any]:
