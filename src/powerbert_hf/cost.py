@@ -77,8 +77,11 @@ def encoder_multiply_accumulates(config: Any, lengths: Tensor, cls_only: bool = 
         (L, B) integers.
     """
     received, kept = received_and_kept(config, lengths, cls_only)
-    # What keeps [CLS] alone has a single query.
-    queried = torch.where((kept == 1).all(dim=1, keepdim=True), 1, received)
+    # An earlier encoder has a single query too where all of a batch keep [CLS] alone, but what an input costs must not
+    # depend on the others.
+    queried = received.clone()
+    if cls_only and config.active_retention_mode != "off":
+        queried[-1] = 1
     return multiply_accumulates_of(config, received, queried, kept)
 
 
