@@ -102,12 +102,16 @@ def main(options: Options) -> None:
         training = {"num_train_epochs": 0.5, "seed": 42}
     else:
         run = read_run(Path(options.run))
+        if (backbone := run.report.get("backbone", "bert")) != "bert":
+            raise ValueError(
+                f"The other selections are written for BERT alone, got a run of {backbone}; pass another."
+            )
         asked, start = run.arguments["data"], str(run.base)
         config, unit = run.report["retention_config"], run.report["retention_unit"]
-        wanted = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "bf16", "seed")
-        training = {name: run.report["training"][name] for name in wanted}
+        wanted = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate", "bf16", "seed")
+        training = {name: run.report["training"][name] for name in wanted if name in run.report["training"]}
     if options.epochs is not None:
-        training["num_train_epochs"] = options.epochs
+        training |= {"num_train_epochs": options.epochs, "max_steps": -1}
 
     data = load_data(DataArguments(**asked), start, training["seed"], fine_tuned=not options.smoke)
     args = PoWERTrainingArguments(

@@ -53,8 +53,17 @@ def test_folders_of_files_and_saved_data_sets(frame, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "files")
     assert len(data.load_splits(".")[0]) == 64
     frame.save_to_disk(tmp_path / "single")
-    with pytest.raises(ValueError, match="single cannot be used: it is a single split; save a `DatasetDict` of"):
+    with pytest.raises(ValueError, match="single cannot be used: it is a single split; pass an `--eval-file` to"):
         data.load_splits(str(tmp_path / "single"))
+    frame.select(range(6)).to_csv(tmp_path / "held_out.csv")
+    train, held_out = data.load_splits(str(tmp_path / "single"), eval_file=str(tmp_path / "held_out.csv"))
+    assert (len(train), len(held_out)) == (64, 6)
+
+
+@pytest.mark.parametrize("name", ["validation", "dev", "val", "valid", "eval", "test"])
+def test_the_split_to_report_has_one_of_the_usual_names(frame, tmp_path, name):
+    DatasetDict({"train": frame, "other": frame, name: frame.select(range(7))}).save_to_disk(tmp_path / "saved")
+    assert len(data.load_splits(str(tmp_path / "saved"))[1]) == 7
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])

@@ -46,6 +46,8 @@ def test_a_static_selection_keeps_the_same_with_and_without_padding(host, batch)
     spec = importlib.util.spec_from_file_location("ablation", ROOT / "examples" / "selection_ablation.py")
     ablation = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(ablation)
+    with pytest.raises(ValueError, match="written for BERT alone, got a run of albert"):
+        ablation.main(ablation.Options(run=str(ROOT / "results" / "sst2-albert-l12-h384")))
     model = host.make(retention_config=[6, 3, 1])
     usual = model(**batch).logits
     ablation.rank_by(model, torch.arange(64, 0, -1).float())

@@ -701,7 +701,7 @@ def test_the_card_of_a_run_has_its_results_and_reads_back(hub, ran, batch, train
     assert f"f1 is {ran['final']:.4f} where the model with all of them has {ran['base']:.4f}" in text
     assert f"{ran['measured_speedup']:.2f} times as fast, measured" in text
     assert ran["hardware"]["processor"] in text
-    assert 'model="user/mrpc")' in text
+    assert 'model="user/mrpc", truncation=True)' in text
     assert "trust_remote_code" not in text
     assert "powerbert export user/mrpc --stock" in text
     assert str(trained) not in text

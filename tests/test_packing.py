@@ -380,3 +380,23 @@ def test_significance_from_lse_equals_the_reference(dtype):
         q, k = (vectors[start : start + length].float().transpose(0, 1)[None] for vectors in (query, key))
         expected = significance(q, k, scale=0.5)[0]
         torch.testing.assert_close(received[start : start + length], expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_numbers_of_rows_that_are_slow_are_made_more():
+    """One row is another product; of five to eight nothing is won."""
+    cpu = torch.device("cpu")
+    added = [packing.surplus(rows, torch.float32, cpu) for rows in range(1, 14)]
+    assert added == [0, 2, 1, 0, 0, 0, 0, 0, 3, 2, 1, 0, 3]
+    assert [packing.surplus(rows, torch.bfloat16, cpu) for rows in (1, 2, 16, 17)] == [0, 14, 0, 15]
+    assert packing.surplus(3, torch.float32, torch.device("cuda")) == 0
+
+
+@pytest.mark.parametrize("width", [1, 2, 9, 64, 65])
+def test_a_few_word_vectors_are_ranked_as_many_are(width):
+    """Ties and what is no number among them."""
+    generator = torch.Generator().manual_seed(width)
+    received = torch.randint(0, 4, (1, width), generator=generator).float()
+    received[0, torch.randint(0, width, (3,), generator=generator)] = torch.tensor([float("nan"), float("inf"), 0.0])
+    for count in range(1, width + 1):
+        expected = extract(rank(received), count)[0]
+        assert packing._first(received, count).tolist() == expected.tolist()

@@ -206,6 +206,15 @@ def test_pairs_and_several_labels_in_a_file(folder, tokenizer):
             assert read(row["scores"]) == pytest.approx(answer["scores"], abs=1e-5)
 
 
+def test_columns_that_the_answer_does_not_have_can_be_kept(folder):
+    """What was meant beside what was found."""
+    Host("bert").make(**HARD, **HEADS["regression"]).save_pretrained("model")
+    Dataset.from_list([{"text": "good", "label": 0.5, "score": 3}]).to_csv("rows.csv")
+    found = ask("--input=rows.csv", "--output=out.csv", "--keep-columns", "label", "score")
+    assert [list(row) for row in found] == [["label", "score", "value"]]
+    assert (found[0]["label"], found[0]["score"]) == ("0.5", "3")
+
+
 def test_an_output_is_replaced_only_on_request(folder, capsys):
     (folder / "rows.txt").write_text("good\n")
     (folder / "out.csv").write_text("mine")

@@ -222,7 +222,8 @@ def test_report_times_a_run_against_all_baselines_where_asked_to(inputs, tmp_pat
     assert cli.main(["train", *inputs]) == 0
     assert cli.main(["report", str(tmp_path / "run"), "--measure"]) == 0
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    for way in ("padded to N, arrival order", "dynamic padding, arrival order", "sorted by length"):
+    longest = json.loads((tmp_path / "run" / "report.json").read_text())["retention_length"]
+    for way in (f"padded to {longest}, arrival order", "dynamic padding, arrival order", "sorted by length"):
         assert page.count(f"stock, {way}") == 1
     assert "of 40 predictions" in page
 
@@ -238,7 +239,7 @@ def test_a_model_that_gives_all_texts_one_label_is_pointed_out(host, inputs, tmp
     model.save_pretrained(tmp_path / "model")
     monkeypatch.setattr(recipe, "search_and_retrain", stop)
     assert cli.main(["train", *inputs, "--max-steps=1"]) == 2
-    assert "which one answer to every text would reach (0.6667)" in capsys.readouterr().out
+    assert "on the tuning split, where one answer to every text would reach 0.6667" in capsys.readouterr().out
 
 
 def test_what_a_tracker_draws_beside_the_checkpoints_stays(inputs, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from powerbert_hf.cost import predicted_speedup
 from powerbert_hf.data import prepare_data
 from powerbert_hf.pages import run_curves, run_page, sweep_page
 from powerbert_hf.predict import logits_of
-from powerbert_hf.report import format_report, format_sweep, read_run
+from powerbert_hf.report import beaten_by, format_report, format_sweep, read_run
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "docs" / "figures"
@@ -206,6 +206,36 @@ def test_what_is_printed_is_what_the_report_says():
     assert f"{tuning['base']:.4f} before, {tuning['final']:.4f} after" in lines["on the tuning split"]
     sweep = format_sweep({"metric": "f1", "base": run["base"], "runs": [run], "baselines": {}})
     assert f"{100 * (run['base'] - run['final']):.2f}" in sweep.splitlines()[-1].split()
+    # Where nothing was asked for, the figures that a choice may be made by are there too.
+    run["training"]["speedup"] = None
+    lines = dict(line.split("  ", 1) for line in format_report(run, folder).splitlines())
+    said = f"{tuning['predicted_speedup']:.2f}x predicted; f1 {tuning['base']:.4f} before, {tuning['final']:.4f} after"
+    assert lines["on the tuning split"].strip() == said
+
+
+def test_the_pareto_front_is_of_what_nothing_beats():
+    places = [(1.5, 1.4, 0.88), (2.0, 1.9, 0.89), (3.0, 2.5, 0.85), (4.0, 2.5, 0.85), (5.0, 2.4, 0.84)]
+    runs = [
+        {"training": {"speedup": asked}, "measured_speedup": measured, "predicted_speedup": asked, "final": final}
+        | {"base": 0.9, "tuning": {"base": 0.9, "final": final, "predicted_speedup": asked}}
+        for asked, measured, final in places
+    ]
+    found = {"metric": "f1", "base": 0.9, "baselines": {}, "runs": runs}
+    assert beaten_by(found) == ["front", "behind 2x", "front", "front", "front", "behind 4x"]
+    # A run may be better than what it began with.
+    assert beaten_by({**found, "base": 0.87})[0] == "behind 2x"
+
+    table = format_sweep(found).splitlines()
+    assert [line.split("x", 1)[0].strip() for line in table if line.endswith("front")][1:] == ["2", "3", "4"]
+    line = ElementTree.fromstring(draw_sweep(found).file()).find(".//{*}polyline").get("points").split()
+    circles = [
+        f"{float(one.get('cx')):.1f}"
+        for one in ElementTree.fromstring(draw_sweep(found).file()).iter()
+        if one.tag.endswith("circle") and one.get("r") == "5"
+    ]
+    # From the fine-tuned model, past 1.5x and 5x, through the others from slow to fast.
+    assert len(line) == 4
+    assert [point.split(",")[0] for point in line][1:] == circles[1:4]
 
 
 def test_readmes_figures_are_what_their_files_say():

@@ -33,6 +33,7 @@ def test_a_sweep_has_a_run_for_each_speed_up_and_does_none_twice(inputs, tmp_pat
         assert run["tuning"]["predicted_speedup"] == pytest.approx(run["training"]["speedup"], rel=0.1)
         assert run["base"] == found["base"]
     assert len(found["baselines"]) == 3
+    assert f"stock, padded to {found['runs'][0]['retention_length']}, arrival order" in found["baselines"]
     assert "asked for" in capsys.readouterr().out
     assert "<svg" in (tmp_path / "curve.svg").read_text()
     assert read_run(tmp_path / "run" / "speedup-2.5").base == tmp_path / "run" / "fine_tuned"
@@ -141,18 +142,50 @@ def test_a_drop_of_just_as_much_is_good_enough(inputs, tmp_path, monkeypatch, un
     monkeypatch.setattr(sweep, "next_speedup", lambda tried, *limits: None if tried else 1.5)
     assert cli.main(["train", *inputs, "--max-drop=1"]) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["tried"] == [{"speedup": 1.5, "drop": 1.0}]
+    (tried,) = report["tried"]
+    assert tried == {"speedup": 1.5, "predicted_speedup": report["tuning"]["predicted_speedup"], "drop": 1.0}
+
+
+def test_a_speed_up_that_comes_out_as_another_did_is_not_tried_again(inputs, tmp_path, capsys, monkeypatch):
+    """Of short texts few speed-ups can be had: what was asked for is not what was tried."""
+    searched = sweep.search_and_retrain
+    asked = []
+
+    def coarse(*args):
+        report = searched(*args)
+        asked.append(args[3].speedup)
+        reached, final = (1.6, 0.9) if args[3].speedup < 1.9 else (2.2, 0.7)
+        return {**report, "tuning": {**report["tuning"], "predicted_speedup": reached, "base": 0.9, "final": final}}
+
+    monkeypatch.setattr(sweep, "constant_metric", lambda data: -2.0)
+    monkeypatch.setattr(sweep, "search_and_retrain", coarse)
+    assert cli.main(["train", *inputs, "--max-drop=1"]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    # Halfway, by ratio, from the lowest speed-up to 2.2, and from there to 1.6.
+    assert [asked[0], asked[2]] == [2.0, pytest.approx((1.6 * 2.2) ** 0.5, abs=0.01)]
+    assert len(asked) == 3
+    assert [(one["speedup"], one["predicted_speedup"], one["drop"]) for one in report["tried"]] == [
+        (asked[1], 1.6, 0.0),
+        (2.0, 2.2, 20.0),
+    ]
+    assert report["training"]["speedup"] == asked[1]
+    said = capsys.readouterr().out
+    assert "2.20x, 2x asked for, loses 20.00 points of accuracy on the tuning split" in said
+    assert f"{asked[2]:g}x comes out as 1.60x once more; nothing lies between" in said
+    assert "0.00 points at 1.60x, 20.00 points at 2.20x; at most 1 asked for" in said
 
 
 def test_where_nothing_is_good_enough_it_says_what_was_tried(inputs, tmp_path, capsys, monkeypatch, unlike_one_answer):
     def worse(*args):
-        return {"tuning": {"base": 0.9, "final": 0.8}}
+        return {"tuning": {"base": 0.9, "final": 0.8, "predicted_speedup": args[3].speedup}}
 
     monkeypatch.setattr(sweep, "search_and_retrain", worse)
     assert cli.main(["train", *inputs, "--max-drop=1"]) == 2
     said, error = capsys.readouterr()
     assert "`max_drop` must leave room for a configuration, got 1 where 10.00 points at" in error
     assert "allow more in the same folder" in error
+    # What costs nothing.
+    assert re.search(r"The fine-tuned model as it is has 1\.[0-9]+x", error)
     # Six rows to tune on.
     assert "a row of the tuning split counts 16.7 points, more than the 1 that may be lost" in said
 

@@ -39,10 +39,11 @@ class Way(NamedTuple):
     compiled: bool
     """By `torch.compile`."""
     description: str
+    """With a place for N."""
 
 
 WAYS = {
-    "a": Way("stock", "padded", False, "stock, padded to N, arrival order"),
+    "a": Way("stock", "padded", False, "stock, padded to {}, arrival order"),
     "b": Way("stock", "arrival", False, "stock, dynamic padding, arrival order"),
     "c": Way("stock", "sorted", False, "stock, sorted by length"),
     "d": Way("stock", "sorted", True, "stock, sorted by length, compiled"),
@@ -266,7 +267,7 @@ def benchmark(
         ratios = [fair / own for fair, own in zip(seconds["c"], timed, strict=True)]
         median = statistics.median(timed)
         rows[name] = Row(
-            description=chosen[name].description,
+            description=chosen[name].description.format(padded_to),
             seconds=timed,
             median=median,
             texts_per_second=len(features) / median,

@@ -260,11 +260,16 @@ def shown_command(typed: list[str]) -> str:
     Example:
         >>> print(shown_command(["powerbert", "train", "--model", "/home/me/bert", "--output-dir=../runs/x"]))
         powerbert train --model bert --output-dir=runs/x
+        >>> print(shown_command(["powerbert", "train", "my/own/bert", "--output-dir=../runs/x"]))
+        powerbert train bert --output-dir=runs/x
         >>> print(shown_command(["powerbert", "train", "--model", "/home/me/x/fine_tuned", "--output-dir=../runs/y"]))
         powerbert train --model runs/x/fine_tuned --output-dir=runs/y
     """
     words, option = [], ""
-    for word in typed:
+    for place, word in enumerate(typed):
+        if place == 2:
+            # What stands first is the model.
+            option = "--model"
         head, equals, value = word.partition("=")
         if word.startswith("--"):
             option = head.replace("_", "-")

@@ -6,10 +6,11 @@ import colorsys
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import Any
 
 from .drawing import Canvas
+from .report import beaten_by
 
 # Readable on a telephone, two of them beside each other elsewhere.
 _WIDTH = 500.0
@@ -93,10 +94,12 @@ def draw_curves(curves: Sequence[Curve], title: str, x_name: str, y_name: str, f
 def draw_sweep(found: dict[str, Any]) -> Canvas:
     """The metric against the measured speed-up, and what can be had for nothing, with the fine-tuned model's metric.
 
+    A line joins what is Pareto-optimal, see [`report.beaten_by`].
+
     Args:
         found: the content of `sweep.json`.
     """
-    runs = sorted(found["runs"], key=lambda run: run["measured_speedup"])
+    runs = found["runs"]
     plot, right, line_height = 300.0, 16.0, 20.0
     canvas = Canvas(_WIDTH, plot + line_height * (1 + len(found["baselines"])) + 14, f"{found['metric']} by speed-up")
     speeds = [*found["baselines"].values(), *(run["measured_speedup"] for run in runs)]
@@ -114,13 +117,16 @@ def draw_sweep(found: dict[str, Any]) -> Canvas:
     base = y_at(100 * found["base"])
     canvas.add("line", "rule", x1=x_at(0), x2=_WIDTH - right, y1=base, y2=base, stroke_dasharray="2 4")
     points = [(x_at(run["measured_speedup"]), y_at(100 * run["final"])) for run in runs]
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    best = [beaten == "front" for beaten in beaten_by(found)]
+    front = sorted(compress([(x_at(1.0), base), *points], best))
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in front)
     canvas.add("polyline", "edge", points=line, fill="none", stroke_width=2.0)
-    for (x, y), run in zip(points, runs, strict=True):
-        canvas.add("circle", "mark", cx=x, cy=y, r=5.0)
+    for (x, y), run, on_front in zip(points, runs, best[1:], strict=True):
+        canvas.add("circle", "mark" if on_front else "faint", cx=x, cy=y, r=5.0)
         canvas.text(x, y - 11, f"{run['measured_speedup']:.2f}x", "ink", font_size=12, text_anchor="middle")
     canvas.add("circle", "mark", cx=64.0, cy=plot + 16, r=5.0)
-    canvas.text(80, plot + 20, "ours, re-trained to each configuration", "ink", font_size=12)
+    legend = "ours, re-trained to each configuration; line: the Pareto front"
+    canvas.text(80, plot + 20, legend, "ink", font_size=12)
     at, low = -math.inf, base
     for number, (name, speed) in enumerate(found["baselines"].items(), start=1):
         key = plot + 16 + number * line_height

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # The tuning split: a tenth of the training rows, no more than these.
 _TUNING_ROWS = 2000
+# What the split to report is called, the first of these that there is.
+_REPORTED = ("validation", "dev", "val", "valid", "eval", "test")
 
 
 class PadToLength(DataCollatorWithPadding):
@@ -156,8 +158,13 @@ def load_splits(
     folder = Path(dataset)
     with reading(f"The data set {dataset}", "check its name or folder, or fetch it again"):
         if (folder / "state.json").is_file():
-            raise ValueError("it is a single split; save a `DatasetDict` of `train` and `validation`")
-        if (folder / "dataset_dict.json").is_file():
+            if eval_file is None:
+                raise ValueError(
+                    "it is a single split; pass an `--eval-file` to report on, or save a `DatasetDict` of `train` and "
+                    "`validation`"
+                )
+            splits = DatasetDict(train=datasets.load_from_disk(dataset))
+        elif (folder / "dataset_dict.json").is_file():
             splits = datasets.load_from_disk(dataset)
         else:
             if folder.is_dir():
@@ -171,7 +178,7 @@ def load_splits(
         train = train.to_iterable_dataset()
     if eval_file is not None:
         return train, read_file(eval_file)
-    for name in dict.fromkeys([task.eval_split if task else "validation", "validation", "dev", "test"]):
+    for name in dict.fromkeys([task.eval_split if task else "validation", *_REPORTED]):
         if name in splits:
             held_out = splits[name]
             if isinstance(held_out, IterableDataset):

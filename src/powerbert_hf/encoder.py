@@ -175,6 +175,9 @@ class RankingAttentionMixin:
         rows = None
         if isinstance(rule, Extract) and rule.cls_only:
             rows = torch.tensor(packed.starts(), device=states.device)
+        if packed.lengths[-1] == 1:
+            # A word-vector by itself attends to itself, whatever the scores.
+            return self.value(states if rows is None else states[rows])[None], None, rows
 
         def heads(projection: nn.Module, states: Tensor) -> Tensor:
             return projection(states).unflatten(-1, (-1, self.attention_head_size))

@@ -112,7 +112,8 @@ def report_run(folder: Path, output: Path, examples: bool, measure: bool, say: C
         changes = find_changes(before, after, data, 12 if examples else 0, batch_size)
         if measure:
             say("measuring speed")
-            measured = benchmark(after, timed_features(data), batch_size, ("a", "b", "c", "ours")).rows
+            ways, padded_to = ("a", "b", "c", "ours"), after.config.retention_length
+            measured = benchmark(after, timed_features(data), batch_size, ways, padded_to=padded_to).rows
             measured_on = hardware(after.device)
     _write(output, run_page(run, changes, missing, measured, measured_on))
 

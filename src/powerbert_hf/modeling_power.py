@@ -21,7 +21,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_powerbert import RETENTION_FIELDS, RetentionConfig
 from .elimination import PoWERModelOutput, RetentionEncoderMixin
-from .packing import pack
+from .packing import Packed, pack, surplus
 from .varlen import takes_varlen
 
 # A single input has no padding, and as short as this nothing else to win by packing, in half precision.
@@ -233,10 +233,11 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         known = self.get_input_embeddings().num_embeddings
         # Elsewhere a look at the numbers would wait for the device.
         on_cpu = inputs.device.type == "cpu" and form == "(B, T)"
-        if on_cpu and (inputs.min() < 0 or inputs.max() >= known):
+        lowest, highest = (bound.item() for bound in inputs.aminmax()) if on_cpu else (0, 0)
+        if lowest < 0 or highest >= known:
             raise ValueError(
-                f"`input_ids` must lie between 0 and {known - 1}, got {inputs.min().item()} to {inputs.max().item()}; "
-                "use the model's own tokenizer."
+                f"`input_ids` must lie between 0 and {known - 1}, got {lowest} to {highest}; use the model's own "
+                "tokenizer."
             )
 
     def _can_pack(self, inputs: Any, attention_mask: Tensor | None, asked: Mapping[str, Any]) -> bool:
@@ -285,6 +286,16 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         """(B, 1, D): [CLS] after the last encoder."""
         inputs = inputs_embeds if input_ids is None else input_ids
         shape = inputs.shape[:2]
+        whole = len(inputs) == 1 and (attention_mask is None or attention_mask.all())
+        if whole and not surplus(shape[1], self._product_dtype, inputs.device):
+            # Packed as it is.
+            embedded = self.embeddings(
+                input_ids=input_ids,
+                token_type_ids=token_type_ids,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+            )
+            return self.encoder.forward_packed(embedded, Packed([shape[1]]))
         if attention_mask is None:
             attention_mask = torch.ones(shape, device=inputs.device)
         if position_ids is None:

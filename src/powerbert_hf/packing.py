@@ -22,12 +22,14 @@ from .varlen import significance_from_lse, varlen_attention
 
 # Bytes of attention probabilities that are worked on at once.
 _BLOCK_BYTES = 2**21
+# Word-vectors of an input that are ranked faster one by one than by the operators that rank many.
+_FEW = 64
 # Scores of padding that take as long as the calls for one more block.
 _WASTED_SCORES = 100_000
 # In half precision a CPU's matrix product is compiled for every new number of rows, which costs as much as running it;
-# in float32 one of two or three rows above a multiple of four takes longer than one of the next multiple, unless they
-# are so few that adding some costs more.
-_HALF_ROW_STEP, _ROW_STEP, _FEW_ROWS = 16, 4, 8
+# in float32 one of two or three rows above a multiple of four takes longer than one of the next multiple; from five to
+# eight rows it does not, or by less than adding them.
+_HALF_ROW_STEP, _ROW_STEP, _ENOUGH_ROWS = 16, 4, range(5, 9)
 
 
 class Packed(NamedTuple):
@@ -43,7 +45,7 @@ class Packed(NamedTuple):
 
 def surplus(rows: int, dtype: torch.dtype, device: torch.device) -> int:
     """How many rows to add to `rows`, for nobody to read, because their number is a slow one."""
-    if device.type != "cpu" or rows <= (_FEW_ROWS if dtype == torch.float32 else 1):
+    if device.type != "cpu" or rows == 1 or (dtype == torch.float32 and rows in _ENOUGH_ROWS):
         return 0
     return -rows % (_ROW_STEP if dtype == torch.float32 else _HALF_ROW_STEP)
 
@@ -174,7 +176,7 @@ def attend_and_rank(
         q, k, v = block.heads_of(rows, query, key, value)
         context, received = _attend_block(q, k, v, real, block, scale)
         if rows is None:
-            place = extract(rank(received), counts[block.inputs][0])[0]
+            place = _first(received, counts[block.inputs][0])
             contexts.append(context.index_select(1, place).transpose(0, 1))
             kept_rows.append(place + block.starts[0])
         else:
@@ -217,6 +219,16 @@ def _attend_block(
     if len(contexts) == 1:
         return contexts[0], received[0]
     return torch.cat(contexts), torch.stack(received).sum(dim=0)
+
+
+def _first(received: Tensor, count: int) -> Tensor:
+    """Extract, from the significance (1, t) of a single input: (count,) places, ascending."""
+    if received.shape[1] > _FEW:
+        return extract(rank(received), count)[0]
+    votes = received[0].nan_to_num(nan=0.0).tolist()
+    # Of equals the earlier first, as in `rank`; [CLS] before all.
+    order = sorted(range(1, len(votes)), key=votes.__getitem__, reverse=True)
+    return torch.tensor([0, *sorted(order[: count - 1])], device=received.device)
 
 
 def _stay(received: Tensor, real: Tensor | None, counts: Sequence[int]) -> Tensor:

@@ -15,7 +15,7 @@ from .changes import Changes
 from .charts import Curve, draw_configuration, draw_curves, draw_sweep
 from .drawing import Canvas, attention_share, style_rules
 from .inspection import Explanation, Word, legible
-from .report import Run
+from .report import Run, beaten_by
 from .run_folder import name_of
 from .survival import Survival
 from .terminal import format_answer, what_is_left
@@ -144,6 +144,7 @@ def sweep_page(found: dict[str, Any]) -> str:
         model=name_of(found["model"]),
         found=found,
         picture=_svg(draw_sweep(found)),
+        pareto=beaten_by(found),
         configurations=[
             (
                 run["training"]["speedup"],

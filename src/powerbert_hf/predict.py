@@ -28,8 +28,8 @@ from .texts import check_asked, choose_texts, input_limit, is_text, tell_cut
 _PROGRAMS = "64"
 # Rows that tell which columns hold texts.
 _HEAD = 100
-# Columns of answers, and of rows without.
-_ANSWER = {"label", "score", "labels", "scores", "value", "values", "row", "reason", "found"}
+# Columns of rows that are not answered.
+_REJECTED = {"row", "reason", "found"}
 
 
 def predict(
@@ -129,7 +129,13 @@ class FilePredictor:
         # number of them oneDNN keeps a program, some hundred megabytes in all.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _PROGRAMS)
         self.classifier = load_classifier(model, needs_head=True)
-        self.tokenizer = load_tokenizer(model, self.classifier.config)
+        config = self.classifier.config
+        self.columns = list(answer_for(config)(torch.zeros(config.num_labels)))
+        if taken := sorted({*self.columns, *_REJECTED}.intersection(self.keep_columns)):
+            raise ValueError(
+                f"`--keep-columns` must leave room for the answer, got {taken[0]}; rename it in the input."
+            )
+        self.tokenizer = load_tokenizer(model, config)
         self.classifier.to(_device())
 
     def choose_columns(self, sources: Iterable[Path]) -> None:
@@ -189,8 +195,7 @@ class FilePredictor:
                 write_row(side, rejected, {"row": number, **answer, **to_repeat}, rejected_done == 0)
                 rejected_done += 1
             if rows_done == 0 and target.suffix.lower() == ".csv":
-                config = self.classifier.config
-                csv.writer(file).writerow([*self.keep_columns, *answer_for(config)(torch.zeros(config.num_labels))])
+                csv.writer(file).writerow([*self.keep_columns, *self.columns])
             if rejected is not None and rejected_done == 0:
                 rejected.unlink(missing_ok=True)
         return Answered(rows_done, rejected_done)
@@ -409,9 +414,6 @@ def _choose_columns(
     for name in kept:
         if name not in columns:
             raise ValueError(f"There is no column {name!r}; the data has {', '.join(columns)}.")
-    taken = sorted(_ANSWER.intersection(kept))
-    if taken:
-        raise ValueError(f"`--keep-columns` must leave room for the answer, got {taken[0]}; rename it in the input.")
     return texts, kept
 
 

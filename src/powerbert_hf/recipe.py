@@ -143,8 +143,8 @@ def first_step(
     if found[data.metric] <= constant:
         remedy = "look whether model and labels are of these data" if fine_tuned else "train longer or at another rate"
         say(
-            f"fine_tuned: {data.metric} is {found[data.metric]:.4g}, which one answer to every text would reach "
-            f"({constant:.4g}); {remedy}, or take another `--metric`"
+            f"fine_tuned: {data.metric} is {found[data.metric]:.4g} on the tuning split, where one answer to every "
+            f"text would reach {constant:.4g}; {remedy}, or take another `--metric`"
         )
     if fine_tuned and data.problem_type == "regression" and found["loss"] > np.var(data.tune["labels"]):
         say(
@@ -314,7 +314,8 @@ def _step(
         step = train(step_args)
         on_main(lambda: _save_step(step, data, folder))
     record = read_step(folder)
-    say(f"{name}: {data.metric} {record['metrics'][data.metric]:.4f}")
+    reported, tuning = (record[split][data.metric] for split in ("metrics", "tuning"))
+    say(f"{name}: {data.metric} {reported:.4f}, {tuning:.4f} on the tuning split")
     return record
 
 

@@ -46,17 +46,18 @@ def format_report(report: dict[str, Any], model_dir: Path) -> str:
         ("final model", str(model_dir)),
     ]
     tuning, asked = report["tuning"], report["training"]["speedup"]
-    if asked is not None:
-        rows.insert(
-            -2,
-            (
-                "on the tuning split",
-                f"{tuning['predicted_speedup']:.2f}x predicted, {asked:g}x asked for; {report['metric']} "
-                f"{tuning['base']:.4f} before, {tuning['final']:.4f} after",
-            ),
-        )
+    # With a lambda nothing is asked for.
+    wanted = "" if asked is None else f", {asked:g}x asked for"
+    rows.insert(
+        -2,
+        (
+            "on the tuning split",
+            f"{tuning['predicted_speedup']:.2f}x predicted{wanted}; {report['metric']} {tuning['base']:.4f} before, "
+            f"{tuning['final']:.4f} after",
+        ),
+    )
     if "tried" in report:
-        lost = ", ".join(f"{one['drop']:.2f} points at {one['speedup']:g}x" for one in report["tried"])
+        lost = ", ".join(f"{one['drop']:.2f} points at {one['predicted_speedup']:.2f}x" for one in report["tried"])
         asked_for = f"at most {report['max_drop']:g} asked for, on {tuning['rows']:,} rows"
         rows.insert(-2, ("lost there", f"{lost}; {asked_for}"))
     width = max(len(name) for name, _ in rows)
@@ -64,7 +65,7 @@ def format_report(report: dict[str, Any], model_dir: Path) -> str:
 
 
 def format_sweep(found: dict[str, Any]) -> str:
-    """The table that ends a sweep: metric and speed-up of each run, the fastest last.
+    """The table that ends a sweep: metric and speed-up of each run, the fastest last, and which are Pareto-optimal.
 
     Args:
         found: the content of `sweep.json`.
@@ -72,9 +73,10 @@ def format_sweep(found: dict[str, Any]) -> str:
     Returns:
         Lines without a last line break.
     """
-    header = ("asked for", "predicted", "measured", found["metric"], "points lost", "on the tuning split")
-    rows = [("all kept", "1.00x", "1.00x", f"{found['base']:.4f}", "", "")]
-    for run in found["runs"]:
+    header = ("asked for", "predicted", "measured", found["metric"], "points lost", "on the tuning split", "Pareto")
+    behind = beaten_by(found)
+    rows = [("all kept", "1.00x", "1.00x", f"{found['base']:.4f}", "", "", behind[0])]
+    for run, beaten in zip(found["runs"], behind[1:], strict=True):
         tuning = run["tuning"]
         rows.append(
             (
@@ -84,11 +86,37 @@ def format_sweep(found: dict[str, Any]) -> str:
                 f"{run['final']:.4f}",
                 f"{100 * (run['base'] - run['final']):.2f}",
                 f"{100 * (tuning['base'] - tuning['final']):.2f} at {tuning['predicted_speedup']:.2f}x",
+                beaten,
             )
         )
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
     return "\n".join([*lines, *(f"{name}: {value:.2f}x" for name, value in found["baselines"].items())])
+
+
+def beaten_by(found: dict[str, Any]) -> list[str]:
+    """What of a sweep is Pareto-optimal: nothing is at least as fast and as good, and better in one of both.
+
+    Args:
+        found: the content of `sweep.json`.
+
+    Returns:
+        Of the fine-tuned model, run as stock sorted by length, and then of each run, `"front"` or `"behind 2x"`: the
+        fastest of those that are better, by what was asked for.
+
+    Example:
+        >>> run = {"training": {"speedup": 2.0}, "measured_speedup": 1.9, "final": 0.91}
+        >>> beaten_by({"base": 0.9, "runs": [run]})
+        ['behind 2x', 'front']
+    """
+    runs = found["runs"]
+    names = ["all kept", *(f"{run['training']['speedup']:g}x" for run in runs)]
+    places = [(1.0, found["base"]), *((run["measured_speedup"], run["final"]) for run in runs)]
+    better = [
+        max((one, name) for one, name in zip(places, names, strict=True) if one[0] >= speed and one[1] >= metric)
+        for speed, metric in places
+    ]
+    return ["front" if one == place else f"behind {name}" for place, (one, name) in zip(places, better, strict=True)]
 
 
 def format_retentions(found: Sequence[tuple[str, RetentionFile]]) -> str:
