@@ -42,7 +42,14 @@ def figures() -> dict[Path, str]:
     kept, entries = run.report["word_vectors_kept"], run.report["retention_config"]
     masses = dict(run_curves(run))["What each encoder keeps in the search"]
     speeds = [json.loads((SPEED / f"bert-base-{name}.json").read_text(encoding="utf-8")) for name in LENGTHS]
-    measurements = [one for found in speeds for one in found["measurements"]]
+    # In the larger batches.
+    largest = [max(one["batch_size"] for one in found["measurements"]) for found in speeds]
+    measurements = [
+        one
+        for found, size in zip(speeds, largest, strict=True)
+        for one in found["measurements"]
+        if one["batch_size"] == size
+    ]
     before, start, rest = README.read_text(encoding="utf-8").partition("<!-- words:start -->\n```\n")
     _, end, after = rest.partition("```\n<!-- words:end -->")
     return {
