@@ -222,6 +222,10 @@ def test_the_pareto_front_is_of_what_nothing_beats():
     ]
     found = {"metric": "f1", "base": 0.9, "baselines": {}, "runs": runs}
     assert beaten_by(found) == ["front", "behind 2x", "front", "front", "front", "behind 4x"]
+    # What is no number is behind all that are as fast, and before none.
+    runs[3]["final"] = float("nan")
+    assert beaten_by(found) == ["front", "behind 2x", "front", "front", "behind 3x", "behind 3x"]
+    runs[3]["final"] = 0.85
     # A run may be better than what it began with.
     assert beaten_by({**found, "base": 0.87})[0] == "behind 2x"
 

@@ -125,7 +125,11 @@ def draw_sweep(found: dict[str, Any]) -> Canvas:
         canvas.add("circle", "mark" if on_front else "faint", cx=x, cy=y, r=5.0)
         canvas.text(x, y - 11, f"{run['measured_speedup']:.2f}x", "ink", font_size=12, text_anchor="middle")
     canvas.add("circle", "mark", cx=64.0, cy=plot + 16, r=5.0)
-    legend = "ours, re-trained to each configuration; line: the Pareto front"
+    legend = "ours, re-trained to each configuration"
+    if not all(best[1:]):
+        legend += "; grey: behind another"
+    if len(front) > 1:
+        legend += "; line: the Pareto front"
     canvas.text(80, plot + 20, legend, "ink", font_size=12)
     at, low = -math.inf, base
     for number, (name, speed) in enumerate(found["baselines"].items(), start=1):

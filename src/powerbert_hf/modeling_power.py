@@ -286,7 +286,9 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         """(B, 1, D): [CLS] after the last encoder."""
         inputs = inputs_embeds if input_ids is None else input_ids
         shape = inputs.shape[:2]
-        whole = len(inputs) == 1 and (attention_mask is None or attention_mask.all())
+        others = [part for part in (token_type_ids, position_ids) if part is not None]
+        one = all(len(part) == 1 for part in (inputs, *others))
+        whole = one and (attention_mask is None or attention_mask.all())
         if whole and not surplus(shape[1], self._product_dtype, inputs.device):
             # Packed as it is.
             embedded = self.embeddings(

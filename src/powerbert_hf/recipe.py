@@ -315,7 +315,7 @@ def _step(
         on_main(lambda: _save_step(step, data, folder))
     record = read_step(folder)
     reported, tuning = (record[split][data.metric] for split in ("metrics", "tuning"))
-    say(f"{name}: {data.metric} {reported:.4f}, {tuning:.4f} on the tuning split")
+    say(f"{name}: {data.metric} {reported:.4f} on the reported split, {tuning:.4f} on the tuning split")
     return record
 
 

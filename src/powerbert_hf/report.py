@@ -3,6 +3,7 @@
 """What a run and a sweep have left in their folders: read again, and told as text."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,8 @@ def beaten_by(found: dict[str, Any]) -> list[str]:
     runs = found["runs"]
     names = ["all kept", *(f"{run['training']['speedup']:g}x" for run in runs)]
     places = [(1.0, found["base"]), *((run["measured_speedup"], run["final"]) for run in runs)]
+    # What is no number is worse than any.
+    places = [(speed, -math.inf if math.isnan(metric) else metric) for speed, metric in places]
     better = [
         max((one, name) for one, name in zip(places, names, strict=True) if one[0] >= speed and one[1] >= metric)
         for speed, metric in places
