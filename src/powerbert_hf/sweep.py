@@ -162,8 +162,8 @@ def fastest_within(
         shown = ", ".join(f"{drop:.2f} points at {speedup:.2f}x" for speedup, drop in sorted(tried.items()))
         raise ValueError(
             f"`max_drop` must leave room for a configuration, got {max_drop:g} where {shown} were lost; allow more "
-            "in the same folder, or train for longer or at another rate in another. Untrained and with the same answers "
-            f"the fine-tuned model has {lowest:.2f}x, by `retention_config` 1 for each encoder, in fractions."
+            "in the same folder, or train for longer or at another rate in another. Untrained and with the same "
+            f"answers the fine-tuned model has {lowest:.2f}x, by `retention_config` 1 for each encoder, in fractions."
         )
     chosen = max(good)
     if chosen == max(tried):
