@@ -108,7 +108,10 @@ def main(options: Options) -> None:
             )
         asked, start = run.arguments["data"], str(run.base)
         config, unit = run.report["retention_config"], run.report["retention_unit"]
-        wanted = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate", "bf16", "seed")
+        if asked.get("streaming"):
+            raise ValueError("The rows must be read whole, got a run that streamed them; pass another.")
+        wanted = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
+        wanted += ("learning_rate", "bf16", "seed")
         training = {name: run.report["training"][name] for name in wanted if name in run.report["training"]}
     if options.epochs is not None:
         training |= {"num_train_epochs": options.epochs, "max_steps": -1}

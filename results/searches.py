@@ -1,7 +1,7 @@
 """What searches for a speed-up are worth, for results/README.md: `searches/` holds what sweeps left, a folder a seed.
 
 `sweep.json` and `command.json` are of `powerbert sweep`; `profiles.json`, `defaults.json`, `targets.json` and
-`agreements.json` of `compare_searches.py`. Seeds of one task and model belong together. `python results/render.py`
+`agreements.json` of `compare_searches.py`. Seeds of one task, model and dtype belong together. `results/render.py`
 calls what is here.
 """
 
@@ -47,6 +47,8 @@ def _read(name: str) -> dict[str, list[tuple[int, dict[str, Any]]]]:
         group = f"{typed['data']['task']}, {name_of(typed['model']['model'])}"
         if typed["data"]["max_train_samples"] is not None:
             group += f", {typed['data']['max_train_samples']:,} rows"
+        if typed["training"].get("bf16"):
+            group += ", bfloat16"
         found[group].append((typed["training"].get("seed", 42), read))
     return {group: sorted(ones, key=lambda one: one[0]) for group, ones in found.items()}
 

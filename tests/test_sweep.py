@@ -78,7 +78,7 @@ def test_a_run_does_not_go_on_with_other_data(inputs, rows, tmp_path, capsys):
     Dataset.from_list(rows[1:]).to_csv(tmp_path / "rows.csv")
     capsys.readouterr()
     assert cli.main(["train", *inputs, "--speedup=1.5"]) == 2
-    assert "A run goes on with the data that it began with" in capsys.readouterr().err
+    assert "A run goes on with what it began with" in capsys.readouterr().err
     # Of the same lengths, with the same labels.
     words = len(rows[1]["text"].split())
     for change in ({"text": " ".join(["good"] * words)}, {"label": "negative"}):
@@ -86,7 +86,7 @@ def test_a_run_does_not_go_on_with_other_data(inputs, rows, tmp_path, capsys):
         assert changed != rows
         Dataset.from_list(changed).to_csv(tmp_path / "rows.csv")
         assert cli.main(["train", *inputs, "--speedup=1.5"]) == 2
-        assert "got other texts or labels for" in capsys.readouterr().err
+        assert "got data with other texts or labels for" in capsys.readouterr().err
 
 
 @pytest.fixture

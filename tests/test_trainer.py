@@ -120,9 +120,15 @@ def test_logs_hold_the_parts_of_the_loss_and_the_masses(host, dataset, tokenizer
 
 
 def test_default_rate_lets_a_weight_just_fall_from_1_to_0_or_is_that_of_masses(host, dataset, tokenizer, tmp_path):
-    for fields, rate in (({}, 2 / 50), ({"speedup": 2.0}, 5 / 50), ({"retention_learning_rate": 0.3}, 0.3)):
+    for fields, steps, rate in (
+        ({}, 50, 2 / 50),
+        ({"speedup": 2.0}, 400, 5 / 400),
+        # Of few steps chance would decide.
+        ({"speedup": 2.0}, 50, 5 / 200),
+        ({"retention_learning_rate": 0.3}, 50, 0.3),
+    ):
         trainer = make_trainer(host.make(**SOFT), dataset, tokenizer, tmp_path, **fields)
-        trainer.create_optimizer_and_scheduler(num_training_steps=50)
+        trainer.create_optimizer_and_scheduler(num_training_steps=steps)
         assert trainer.optimizer.param_groups[-1]["lr"] == pytest.approx(rate)
         assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
 

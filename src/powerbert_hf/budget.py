@@ -31,7 +31,9 @@ _FALLING = 0.3
 LEARNING = 0.4
 # Peak of the logarithms' learning rate, times the number of steps: as it decays in a straight line from a tenth of
 # the steps on, a mass can grow or fall by a factor of e in those that are left.
-LEARNING_RATE = 5.0
+_LEARNING_RATE = 5.0
+# Of fewer steps the rate is that of so many: Adam goes as far by chance as by a gradient that is there in each step.
+_FEWEST = 200
 # What rounding up adds on average.
 _ROUNDED_UP = 0.5
 # The gradient of a cost that nothing changes, such as that of counts beyond all inputs.
@@ -48,6 +50,15 @@ _NUDGE = 0.15
 _MOVES = (0.1, 0.2, 0.35)
 # Share of the gains that an exchange must be worth to be one.
 _NOTHING = 1e-6
+
+
+def learning_rate(steps: int) -> float:
+    """Peak of the learning rate of the masses' logarithms, for an optimizer that normalises gradients.
+
+    Of gradients that are nothing but chance, the logarithms of masses end a search of 200 steps 0.14 away from the
+    geometric profile, as a standard deviation, one of 60 steps 0.07. Without a least number, 12 steps took them 0.43.
+    """
+    return _LEARNING_RATE / max(_FEWEST, steps)
 
 
 class Budget:
@@ -98,8 +109,8 @@ class Budget:
 
         Returns:
             A scalar. Masses are rounded up, and so are the counts that fractions make of lengths; the half that each
-            adds on average is counted. Each mass counts by itself: were a later encoder given no more than an earlier
-            one has left, as configurations are, all of a saving would seem to come from the earliest.
+            adds on average is counted. Each mass counts by itself, though an encoder has no more than an earlier one
+            has left: else all of a saving would seem to come from the earliest.
         """
         kept = masses[:-1, None] + _ROUNDED_UP
         if self._config.retention_unit == "fraction":
@@ -181,7 +192,11 @@ class Budget:
         def moved(by: float) -> Tensor:
             return self._grown(masses, -by * depth)
 
-        held = moved(_root(lambda by: self.cost(moved(by)).item() - budget, -_FAR, _FAR))
+        def left(masses: Tensor) -> Tensor:
+            # What an encoder has removed, no later one has to pay for, nor can bring back.
+            return masses.cummin(dim=0).values
+
+        held = moved(_root(lambda by: self.cost(left(moved(by))).item() - budget, -_FAR, _FAR))
         if len(held) > 1:
             held[-1] = held[-2]
         return held

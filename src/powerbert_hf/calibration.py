@@ -263,6 +263,11 @@ def calibrate_folder(
     check_model(classifier.config)
     tokenizer = load_tokenizer(model, classifier.config)
     features = tokenize_texts(data, columns, tokenizer, classifier.config, max_length)
+    if len(data) == inputs and (left := len(_different(features))) < needed:
+        raise ValueError(
+            f"To show an agreement of {agreement:g}, at least {needed} different inputs are needed, got {left} of "
+            f"{inputs} texts, alike as they are cut; draw more by `--inputs`, or cut later by `--max-length`."
+        )
     if torch.accelerator.is_available():
         classifier.to(torch.accelerator.current_accelerator())
     found = calibrate(classifier, features, agreement, batch_size, bf16, seed, say)

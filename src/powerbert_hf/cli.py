@@ -32,7 +32,7 @@ from .arguments import (
     SweepArguments,
 )
 from .parsing import parse, parse_for_model, settle, settle_stream, settle_training
-from .run_folder import check_data, check_folder, sole_use, typed_before, write_command
+from .run_folder import check_folder, check_inputs, sole_use, typed_before, write_command
 from .stopping import Terminated, on_sigterm
 
 # What to do where the memory of an accelerator is too small, by command.
@@ -217,8 +217,9 @@ def run_training(recipe_args: RecipeArguments, data_args: DataArguments, args: A
 @contextmanager
 def _training(what: Any, data_args: DataArguments, args: Any, argv: list[str]) -> Iterator[Any]:
     """The data of a training that may begin, or go on, in its folder, which nobody else uses meanwhile."""
+    from .checkpoint import digest_of
     from .processes import first_of_each_machine, on_main, others_needed
-    from .steps import check_model, check_training
+    from .steps import check_model, check_search, check_training
 
     if args.push_to_hub:
         raise ValueError(
@@ -238,16 +239,18 @@ def _training(what: Any, data_args: DataArguments, args: Any, argv: list[str]) -
         # Tokenised once a machine: the other processes read what the first one has left in the cache.
         with first_of_each_machine():
             data = _load_data(data_args, what.model, args.seed, fine_tuned=what.fine_tuned)
+        digests = {"data": data.digest, "model_files": digest_of(what.model)}
         if going_on:
-            on_main(lambda: check_data(folder, data.digest))
+            on_main(lambda: check_inputs(folder, digests))
         else:
             check_model(what.model, data, what.fine_tuned)
         check_training(args, data)
+        check_search(args)
 
         def begin() -> None:
             held.enter_context(sole_use(folder))
             # Also of a run that goes on: what may change may have changed.
-            write_command(folder, argv, typed, __version__, data.digest)
+            write_command(folder, argv, typed, __version__, digests)
 
         on_main(begin)
         if going_on:

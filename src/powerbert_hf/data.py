@@ -268,6 +268,8 @@ def prepare_data(
         if len(train) < 2:
             raise ValueError("The training split must hold at least 2 rows, one of them to tune on, got 1; add more.")
         tuning_rows = max(1, min(_TUNING_ROWS, min(len(train), max_train_samples or len(train)) // 10))
+        if problem_type == "single_label_classification":
+            drawn = _with_each_class(drawn, np.asarray(train_labels), tuning_rows)
         tune, rest = drawn[:tuning_rows], drawn[tuning_rows:][:max_train_samples]
         wanted = [(train, train_labels, rest), (train, train_labels, tune), *wanted]
     splits = []
@@ -305,6 +307,24 @@ def prepare_data(
             "eval_rows": len(reported),
         },
     )
+
+
+def _with_each_class(drawn: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
+    """A draw of rows, of whose first ones some are exchanged for classes that would not be among them.
+
+    Only where classes are there to spare: no more than one row of each is brought there, none is taken from where it
+    is the only one, and the only row of a class is left to train on.
+    """
+    drawn = drawn.copy()
+    for label in np.unique(labels):
+        places = np.flatnonzero(labels[drawn] == label)
+        if len(places) < 2 or places[0] < first:
+            continue
+        numbers, counts = np.unique(labels[drawn[:first]], return_counts=True)
+        if counts.max() > 1:
+            last = np.flatnonzero(labels[drawn[:first]] == numbers[counts.argmax()])[-1]
+            drawn[[last, places[0]]] = drawn[[places[0], last]]
+    return drawn
 
 
 def source_of(options: Any) -> dict[str, Any]:

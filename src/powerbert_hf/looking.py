@@ -24,7 +24,7 @@ from .report import Run, read_json, read_run
 from .run_folder import name_of
 from .survival import survival
 from .terminal import format_explanation, format_survival
-from .texts import check_texts, read_texts
+from .texts import read_texts
 
 # Columns of text where no terminal says how wide it is.
 _COLUMNS = 100
@@ -74,7 +74,6 @@ def _look(options: InspectArguments) -> Any:
         pair = [text for text in (options.text, options.second_text) if text is not None]
         return explain(model, tokenizer, [pair], options.batch_size, options.max_length)[0]
     rows, columns = read_texts(options.texts, options.text_columns, options.inputs, options.seed)
-    check_texts(rows, columns)
     texts = zip(*(rows[name] for name in columns), strict=True)
     return survival(model, tokenizer, texts, options.batch_size, options.max_length)
 

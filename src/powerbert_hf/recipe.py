@@ -18,7 +18,7 @@ from transformers import EvalPrediction, PreTrainedModel
 
 from .benchmark import benchmark, hardware
 from .budget import Budget
-from .checkpoint import classifier_config, hub_id, load_classifier
+from .checkpoint import classifier_config, hub_id, load_classifier, load_config
 from .cost import predicted_speedup, share_kept
 from .data import TaskData
 from .files import whole_folder, write_json
@@ -29,6 +29,8 @@ from .trainer import PoWERTrainingArguments
 
 logger = logging.getLogger(__name__)
 
+# Of a metric: more than two splits of the same kind mostly differ by.
+_KNOWN_BY_HEART = 0.05
 # Texts that a measured speed-up is taken on, drawn evenly over the lengths of the reported split.
 _TIMED_INPUTS = 1024
 
@@ -140,11 +142,28 @@ def first_step(
     record = _step(root, "fine_tuned", train, data, args, say, "measuring" if fine_tuned else "training")
     # Of the tuning split, since somebody may choose by what is said here.
     found, constant = record["tuning"], constant_metric(data)
-    if found[data.metric] <= constant:
+    if constant == 1.0:
+        say(
+            f"the tuning split, {len(data.tune)} of the training rows, has one answer for all its texts, and tells "
+            "nothing; pass more rows"
+        )
+    elif found[data.metric] <= constant:
         remedy = "look whether model and labels are of these data" if fine_tuned else "train longer or at another rate"
         say(
             f"fine_tuned: {data.metric} is {found[data.metric]:.4g} on the tuning split, where one answer to every "
             f"text would reach {constant:.4g}; {remedy}, or take another `--metric`"
+        )
+    if fine_tuned and getattr(load_config(model), "retention_config", None) is not None:
+        say(
+            "fine_tuned: the model's `retention_config` is set aside, and with all word-vectors it is not what it was "
+            "trained to be; the fine-tuned model of its run is a better start"
+        )
+    gain = found[data.metric] - record["metrics"][data.metric]
+    if fine_tuned and gain > _KNOWN_BY_HEART:
+        say(
+            f"fine_tuned: {data.metric} is {100 * gain:.1f} points higher on the tuning split, drawn of the training "
+            "rows, than on the reported one; if the model was trained on those rows, what it loses there will look "
+            "larger than it is: pass others"
         )
     if fine_tuned and data.problem_type == "regression" and found["loss"] > np.var(data.tune["labels"]):
         say(

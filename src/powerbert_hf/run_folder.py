@@ -24,6 +24,9 @@ _MAY_CHANGE |= {
 # Nor does it when checkpoints are written, unless one of them is chosen.
 _WHEN_SAVED = {"save_strategy", "save_steps", "save_total_limit"}
 
+# What a command's words do not tell.
+_INPUTS = {"data": "data with other texts or labels", "model_files": "a model with other files"}
+
 # What the steps leave there, each a model.
 _STEPS = ("fine_tuned", "searched", "final")
 
@@ -126,22 +129,23 @@ def typed_before(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def check_data(folder: Path, digest: str) -> None:
-    """Make sure that a run goes on with the data that it began with.
+def check_inputs(folder: Path, digests: dict[str, str | None]) -> None:
+    """Make sure that a run goes on with the data and the model that it began with.
 
     Args:
         folder: of a run.
-        digest: of the data now.
+        digests: those of now, by the names in `_INPUTS`; `None` where nothing is known.
 
     Raises:
-        ValueError: for other data.
+        ValueError: for others under the same names.
     """
-    known = json.loads((folder / "command.json").read_text(encoding="utf-8")).get("data")
-    if known not in (None, digest):
-        raise ValueError(
-            f"A run goes on with the data that it began with, got other texts or labels for {folder}; "
-            "restore them, or choose another `--output-dir`."
-        )
+    known = json.loads((folder / "command.json").read_text(encoding="utf-8"))
+    for name, digest in digests.items():
+        if None not in (known.get(name), digest) and known[name] != digest:
+            raise ValueError(
+                f"A run goes on with what it began with, got {_INPUTS[name]} for {folder}; restore it, or choose "
+                "another `--output-dir`."
+            )
 
 
 def _by_name(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -160,16 +164,16 @@ def _settled(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_command(
-    folder: Path, argv: list[str], typed: dict[str, Any], version: str, digest: str | None = None
+    folder: Path, argv: list[str], typed: dict[str, Any], version: str, digests: dict[str, str | None] | None = None
 ) -> None:
-    """Leave in the folder of a run what it is of, for [`check_folder`] and [`check_data`].
+    """Leave in the folder of a run what it is of, for [`check_folder`] and [`check_inputs`].
 
     Args:
         folder: of a run; made if it is not there.
         argv: the command, as it was typed.
         typed: what makes two runs differ, by name.
         version: of this package.
-        digest: of the data, where they were read.
+        digests: see [`check_inputs`].
     """
     folder.mkdir(parents=True, exist_ok=True)
     # A token is nobody else's business.
@@ -179,7 +183,7 @@ def write_command(
             shown[place] = "..."
     while True:
         try:
-            record = {"typed": shown, "arguments": typed, "version": version, "data": digest}
+            record = {"typed": shown, "arguments": typed, "version": version, **(digests or {})}
             return write_json(folder / "command.json", record)
         except InUse:
             # Another process of this very command is at it.

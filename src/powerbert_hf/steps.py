@@ -293,6 +293,27 @@ def check_training(args: PoWERTrainingArguments, data: TaskData) -> None:
         raise ValueError(f"`--metric-for-best-model` must be one of {', '.join(known)} here, got {best!r}.")
 
 
+def check_search(args: PoWERTrainingArguments) -> None:
+    """Refuse before the first step what only the search would stumble over.
+
+    Args:
+        args: of all three steps.
+
+    Raises:
+        ValueError: for arguments that no search takes.
+    """
+    if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise ValueError(
+            "`--gradient-checkpointing-kwargs` must not say `use_reentrant`: a search would lose the gradients of "
+            "its retention weights; leave it out."
+        )
+    if args.optim.startswith("schedule_free"):
+        raise ValueError(
+            f"`--optim {args.optim.value}` keeps another copy of the weights, and a search sets its retention weights "
+            "anew after each step; take another."
+        )
+
+
 def _trainer(model: PreTrainedModel, data: TaskData, args: PoWERTrainingArguments, **more: Any) -> PoWERTrainer:
     check_training(args, data)
     # What else some checkpoints ask for, nobody reads: it would be gathered of whole splits.

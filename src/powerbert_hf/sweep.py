@@ -159,6 +159,7 @@ def fastest_within(
         say(f"{reached:.2f}x, {asked:g}x asked for, loses {lost:.2f} points of {data.metric} on the tuning split")
     good = [speedup for speedup, drop in tried.items() if drop <= max_drop]
     if not good:
+        on_main(lambda: _forget(root))
         shown = ", ".join(f"{drop:.2f} points at {speedup:.2f}x" for speedup, drop in sorted(tried.items()))
         raise ValueError(
             f"`max_drop` must leave room for a configuration, got {max_drop:g} where {shown} were lost; allow more "
@@ -179,12 +180,9 @@ def fastest_within(
     }
 
     def choose() -> None:
-        # What another `max_drop` has chosen is in its own folder, too.
         known = (root / "report.json").is_file() and json.loads((root / "report.json").read_text(encoding="utf-8"))
         if not known or known["training"]["speedup"] != asked:
-            # The report first: it is not to stand beside another model.
-            (root / "report.json").unlink(missing_ok=True)
-            shutil.rmtree(root / "final", ignore_errors=True)
+            _forget(root)
         if not (root / "final").is_dir():
             with whole_folder(root / "final") as partial:
                 shutil.copytree(root / speedup_folder(asked) / "final", partial, dirs_exist_ok=True)
@@ -192,6 +190,13 @@ def fastest_within(
 
     on_main(choose)
     return RecipeResult(root / "final", report)
+
+
+def _forget(root: Path) -> None:
+    """Remove what another `max_drop` has chosen; each model that was tried is in its own folder, too."""
+    # The report first: it is not to stand beside another model.
+    (root / "report.json").unlink(missing_ok=True)
+    shutil.rmtree(root / "final", ignore_errors=True)
 
 
 def next_speedup(tried: dict[float, float], max_drop: float, lowest: float, highest: float) -> float | None:

@@ -284,7 +284,7 @@ def read_texts(
         The rows, and the names of their columns of texts.
 
     Raises:
-        ValueError: for a file or columns that cannot be used.
+        ValueError: for a file or columns that cannot be used, or where a text is missing.
     """
     data = read_file(str(path), lines=True)
     if Path(path).suffix.lower() == ".txt":
@@ -293,6 +293,8 @@ def read_texts(
             raise ValueError(f"{path} must hold texts, one a line, got none; pass a file with texts.")
     labels = [name for name in ("label", "labels") if name in data.column_names and not text_columns]
     columns, _ = choose_columns(data, text_columns, labels, None)
+    # Of all rows: those that are drawn have other places.
+    check_texts(data, columns)
     return data.select(np.sort(np.random.default_rng(seed).permutation(len(data))[:rows])), columns
 
 
@@ -309,10 +311,9 @@ def tokenize_texts(
         max_length: word-pieces to truncate to; `None` is what tokenizer and model take.
 
     Raises:
-        ValueError: for a length that cannot be, or where a text is missing.
+        ValueError: for a length that cannot be.
     """
     limit = input_limit(tokenizer, config, len(text_columns), max_length)
-    check_texts(data, text_columns)
     tokens = tokenize(data, text_columns, [0] * len(data), tokenizer, limit)
     names = [name for name in tokenizer.model_input_names if name in tokens.column_names]
     return tokens.select_columns(names).to_list()

@@ -21,7 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint, has_length
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .agreement import log_probabilities
-from .budget import LEARNING_RATE, Budget
+from .budget import Budget, learning_rate
 from .callbacks import (
     BeforeTraining,
     ClampRetentionWeights,
@@ -64,7 +64,7 @@ class PoWERTrainingArguments(TrainingArguments):
             Learning rate of the retention weights. Adam moves a weight by at most this much a step, so the number of
             steps bounds how far a mass can fall; `None` sets 2 divided by the number of steps, with which a weight can
             just fall from 1 to 0 while the rate decays linearly. With `speedup` it is that of the masses' logarithms,
-            and `None` sets 5 divided by the number of steps.
+            and `None` sets 5 divided by the number of steps, or by 200 if there are fewer.
         retraining_learning_rate (`float`, *optional*):
             Learning rate of the third step, see [`steps.retrain`]; `None` takes `learning_rate`.
         distillation (`float`, *optional*):
@@ -375,7 +375,9 @@ class PoWERTrainer(Trainer):
             for group in (optimizer or self.optimizer).param_groups:
                 # An optimizer of the user's own has no such group and keeps its rates.
                 if group.get("retention"):
-                    group["lr"] = (2.0 if self._budget is None else LEARNING_RATE) / max(1, num_training_steps)
+                    group["lr"] = 2.0 / max(1, num_training_steps)
+                    if self._budget is not None:
+                        group["lr"] = learning_rate(num_training_steps)
                     # That of an earlier training would be taken.
                     group["initial_lr"] = group["lr"]
         return super().create_scheduler(num_training_steps, optimizer)
