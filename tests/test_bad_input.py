@@ -186,11 +186,18 @@ def test_tokenizers_that_are_not_the_models(folder, capsys):
         (options(output_dir="rows.csv/run"), "Not a directory: 'rows.csv/run'"),
         (options(output_dir="."), ". holds something else; choose another `--output-dir`, or empty it"),
         (options(deepspeed="none.json"), "deepspeed"),
+        (options(optim="schedule_free_adamw"), "`--optim schedule_free_adamw` keeps another copy of the weights"),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else None,
 )
 def test_options(folder, capsys, arguments, message):
     assert message in refused(capsys, folder, arguments)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
+def test_checkpointing_that_a_search_cannot_have(folder, capsys):
+    asked = options("--gradient-checkpointing", '--gradient-checkpointing-kwargs={"use_reentrant": true}')
+    assert "`--gradient-checkpointing-kwargs` must not say `use_reentrant`" in refused(capsys, folder, asked)
 
 
 @pytest.mark.parametrize(

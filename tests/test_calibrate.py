@@ -330,6 +330,19 @@ def test_command_refuses_in_one_sentence(folder, capsys, options, message):
     assert message in refused(capsys, folder, ["model", *options], command="calibrate")
 
 
+def test_a_missing_text_is_named_by_its_row_of_the_file(folder, capsys):
+    rows = [{"text": text} for text in make_texts(200)]
+    rows[150]["text"] = rows[180]["text"] = None
+    Dataset.from_list(rows).to_json("rows.jsonl")
+    said = refused(capsys, folder, ["model", "--texts=rows.jsonl", "--agreement=0.8", "--inputs=60"], "calibrate")
+    assert "got 2 rows without, the first in row 151" in said
+
+
+def test_texts_that_are_alike_once_cut_are_made_up_for_by_more(folder, capsys):
+    options = ["model", "--texts=texts.txt", "--agreement=0.8", "--inputs=100", "--max-length=3"]
+    assert "draw more by `--inputs`, or cut later by `--max-length`" in refused(capsys, folder, options, "calibrate")
+
+
 def test_command_refuses_a_model_without_a_head(folder, capsys):
     Host("bert").make_stock("stock_base").save_pretrained("model")
     assert "trained classification head" in refused(capsys, folder, ["model", "--texts=texts.txt"], "calibrate")

@@ -160,6 +160,27 @@ def test_no_row_is_trained_on_and_chosen_by(tokenizer, monkeypatch, drawn):
     assert len(made.train) == drawn.get("max_train_samples", len(pairs) - len(made.tune))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_each_class_is_chosen_by_where_there_are_rows(tokenizer, seed):
+    rows = {"text": [WORDS[n % len(WORDS)] for n in range(40)], "label": [n % 4 for n in range(40)]}
+    made = prepare(Dataset.from_dict(rows), tokenizer, seed=seed)
+    assert set(made.tune["labels"]) == {0, 1, 2, 3}
+    assert (len(made.tune), len(made.train)) == (4, 36)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rare_classes_are_left_to_train_on(tokenizer, seed):
+    labels = ["often"] * 37 + ["once"] + ["twice"] * 2
+    made = prepare(
+        Dataset.from_dict({"text": [WORDS[n % len(WORDS)] for n in range(40)], "label": labels}), tokenizer, seed=seed
+    )
+    often, once, twice = (made.label_names.index(name) for name in ("often", "once", "twice"))
+    tuned = list(made.tune["labels"])
+    assert tuned.count(twice) == 1
+    assert tuned.count(often) == 4 - 1 - tuned.count(once)
+    assert twice in made.train["labels"]
+
+
 def test_label_kinds():
     def read(values, kind=None, names=()):
         features = Features(label=kind) if kind else None

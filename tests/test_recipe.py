@@ -228,6 +228,28 @@ def test_report_times_a_run_against_all_baselines_where_asked_to(inputs, tmp_pat
     assert "of 40 predictions" in page
 
 
+def test_a_start_that_may_mislead_is_pointed_out(inputs, tmp_path, capsys, monkeypatch):
+    """A PoWER-BERT that was trained to its configuration, and rows that it seems to know by heart."""
+
+    def stop(*_):
+        raise ValueError("far enough")
+
+    assert cli.main(["train", *inputs]) == 0
+    monkeypatch.setattr(recipe, "search_and_retrain", stop)
+    start = [
+        f"--model={tmp_path / 'run' / 'final'}",
+        *inputs[1:],
+        f"--output-dir={tmp_path / 'other'}",
+        "--fine-tuned",
+    ]
+    capsys.readouterr()
+    monkeypatch.setattr(recipe, "_KNOWN_BY_HEART", -1.0)
+    assert cli.main(["train", *start]) == 2
+    said = capsys.readouterr().out
+    assert "the model's `retention_config` is set aside" in said
+    assert "points higher on the tuning split, drawn of the training rows, than on the reported one" in said
+
+
 def test_a_model_that_gives_all_texts_one_label_is_pointed_out(host, inputs, tmp_path, capsys, monkeypatch):
     def stop(*_):
         raise ValueError("far enough")

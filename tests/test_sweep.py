@@ -89,6 +89,13 @@ def test_a_run_does_not_go_on_with_other_data(inputs, rows, tmp_path, capsys):
         assert "got data with other texts or labels for" in capsys.readouterr().err
 
 
+def test_a_run_does_not_go_on_with_another_model_under_the_same_path(host, inputs, tmp_path, capsys):
+    assert cli.main(["train", *inputs, "--speedup=1.5"]) == 0
+    host.make_stock(seed=1).save_pretrained(tmp_path / "model")
+    assert cli.main(["train", *inputs, "--speedup=1.5"]) == 2
+    assert "got a model with other files for" in capsys.readouterr().err
+
+
 @pytest.fixture
 def unlike_one_answer(monkeypatch):
     """A model of a few steps is no better than that."""
@@ -197,6 +204,21 @@ def test_where_nothing_is_good_enough_it_says_what_was_tried(inputs, tmp_path, c
     assert re.search(r"Untrained and with the same answers the fine-tuned model has 1\.[0-9]+x", error)
     # Six rows to tune on.
     assert "a row of the tuning split counts 16.7 points, more than the 1 that may be lost" in said
+
+
+def test_a_drop_that_nothing_reaches_leaves_no_earlier_choice(
+    inputs, tmp_path, capsys, monkeypatch, unlike_one_answer
+):
+    run = tmp_path / "run"
+    assert cli.main(["train", *inputs, "--max-drop=100"]) == 0
+    tried = {path.name for path in run.glob("speedup-*")}
+    # The metric of six rows may stay, so that a loss is made up.
+    monkeypatch.setattr(sweep, "_points", lambda gain: 10.0)
+    assert cli.main(["train", *inputs, "--max-drop=1"]) == 2
+    assert "`max_drop` must leave room" in capsys.readouterr().err
+    assert not (run / "report.json").exists()
+    assert not (run / "final").exists()
+    assert all((run / name / "final").is_dir() for name in tried)
 
 
 def test_another_drop_in_the_same_folder_chooses_anew(inputs, tmp_path, monkeypatch, unlike_one_answer):
