@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy.stats import t
 
 from powerbert_hf.run_folder import name_of
@@ -87,14 +88,14 @@ def _compared(file: str, ours: str) -> tuple[list[Row], list[str]]:
     rows = [("task and model", "asked for", "seed", "configuration", "predicted", "metric", "divergence")]
     said = []
     for group, ones in _read(file).items():
-        differences, of_texts = defaultdict(list), defaultdict(list)
+        differences, of_texts, undrawn = defaultdict(list), defaultdict(list), defaultdict(list)
         for seed, found in ones:
             for key, one in found.items():
                 name, asked = key.split()
-                metrics = f"{100 * one['tuning']:.2f}, {100 * one['reported']:.2f}"
-                means = [statistics.mean(one[f"{split}_divergence"]) for split in ("tuning", "reported")]
+                splits = [split for split in ("tuning", "reported", "undrawn") if split in one]
+                metrics = ", ".join(f"{100 * one[split]:.2f}" for split in splits)
+                divergence = ", ".join(f"{np.mean(one[f'{split}_divergence']):.4f}" for split in splits)
                 shown = f"{name}: {_shares(one['retention_config'])}"
-                divergence = ", ".join(f"{mean:.4f}" for mean in means)
                 rows.append(
                     (group, f"{asked}x", str(seed), shown, f"{one['predicted_speedup']:.2f}x", metrics, divergence)
                 )
@@ -103,6 +104,8 @@ def _compared(file: str, ours: str) -> tuple[list[Row], list[str]]:
                     differences[asked, name].append(100 * (best["reported"] - one["reported"]))
                     pairs = zip(best["reported_divergence"], one["reported_divergence"], strict=True)
                     of_texts[asked, name].append([left - right for left, right in pairs])
+                    if "undrawn" in one and "undrawn" in best:
+                        undrawn[asked, name].append(100 * (best["undrawn"] - one["undrawn"]))
         for (asked, name), points in sorted(differences.items()):
             # The texts of all seeds are the same.
             mean, half = _mean_and_half(
@@ -112,6 +115,8 @@ def _compared(file: str, ours: str) -> tuple[list[Row], list[str]]:
                 f"{group}, {asked}x, {ours} less {name}: {mean_and_interval(points, 'points')}; divergence "
                 f"{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f} over the texts)"
             )
+            if undrawn[asked, name]:
+                said[-1] += f"; of rows that were not drawn {mean_and_interval(undrawn[asked, name], 'points')}"
     return rows, said
 
 

@@ -37,6 +37,18 @@ def test_scaled_masses_have_the_speed_up(host, unit, speedup):
         assert cost.predicted_speedup(mine, LENGTHS) == pytest.approx(speedup, rel=0.03)
 
 
+@pytest.mark.parametrize("unit", UNITS)
+def test_masses_that_grow_with_depth_have_the_speed_up(host, unit):
+    """A later encoder gets no more than an earlier one has left: their counts would jump together."""
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(50):
+        asked = make_budget(host, 4.5, unit, lengths=range(3, 17), length=16)
+        masses = asked.hold(1.5 + 8 * torch.rand(6, generator=generator).double(), 1.0).tolist()
+        config = asked.reach(masses)
+        shares = 16.0 if unit == "fraction" else 1.0
+        assert asked.predicted([entry * shares for entry in config]) == pytest.approx(4.5, rel=0.03), masses
+
+
 @pytest.mark.parametrize(("length", "speedup"), [(3, 2.0), (3, 2.4), (5, 3.0)])
 def test_equal_masses_do_not_jump_together(host, length, speedup):
     """All texts have the same few word-pieces: a word-vector of every encoder at once would be far too much."""

@@ -5,6 +5,7 @@ import json
 import logging
 
 import datasets
+import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
@@ -179,6 +180,24 @@ def test_rare_classes_are_left_to_train_on(tokenizer, seed):
     assert tuned.count(twice) == 1
     assert tuned.count(often) == 4 - 1 - tuned.count(once)
     assert twice in made.train["labels"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_class_is_not_chosen_by_where_no_row_of_it_is_drawn_to_train_on(tokenizer, seed):
+    rows = {"text": [WORDS[n % len(WORDS)] for n in range(400)], "label": [int(n % 100 == 0) for n in range(400)]}
+    made = prepare(Dataset.from_dict(rows), tokenizer, seed=seed, max_train_samples=20)
+    assert (len(made.tune), len(made.train)) == (2, 20)
+    assert set(made.tune["labels"]) <= set(made.train["labels"]) | {0}
+
+
+def test_many_rare_classes_leave_the_tuning_split_what_it_is(tokenizer):
+    """Else every class would be as common there as any other."""
+    labels = ["often"] * 200 + [f"rare {n // 2}" for n in range(200)]
+    made = prepare(Dataset.from_dict({"text": ["good film"] * 400, "label": labels}), tokenizer)
+    drawn = np.random.default_rng(42).permutation(400)[:40]
+    often = made.label_names.index("often")
+    assert len(made.tune) == 40
+    assert list(made.tune["labels"]).count(often) == (drawn < 200).sum()
 
 
 def test_label_kinds():

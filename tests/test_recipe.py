@@ -264,6 +264,22 @@ def test_a_model_that_gives_all_texts_one_label_is_pointed_out(host, inputs, tmp
     assert "on the tuning split, where one answer to every text would reach 0.6667" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_tuning_split_of_one_label_is_pointed_out(inputs, capsys, monkeypatch, seed):
+    """By f1, too, of which one answer to all texts has 0 where that label is the first of two."""
+
+    def stop(*_):
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(recipe, "search_and_retrain", stop)
+    few = ["--max-steps=1", "--max-train-samples=12", "--metric=f1", f"--seed={seed}"]
+    assert cli.main(["train", *inputs, *few]) == 2
+    said = capsys.readouterr().out
+    assert "the tuning split, 1 of the training rows, has one answer for all its texts, and tells nothing" in said
+    assert "look whether" not in said
+    assert "train longer" not in said
+
+
 def test_what_a_tracker_draws_beside_the_checkpoints_stays(inputs, tmp_path, monkeypatch):
     def train(model, data, args):
         (Path(args.output_dir) / "runs" / "today").mkdir(parents=True)
@@ -320,7 +336,7 @@ def test_numbers_for_a_regression_are_to_be_floats(inputs, capsys, host, rows, t
     for name in ("train", "eval"):
         Dataset.from_list([{**row, "label": len(row["text"]) % 2} for row in rows]).to_csv(tmp_path / f"{name}.csv")
     assert cli.main(["train", *inputs, "--fine-tuned"]) == 2
-    assert "got LABEL_0; write numbers as floats for its regression, 1.0 for 1" in capsys.readouterr().err
+    assert "got a regression; write its numbers as floats, 1.0 for 1" in capsys.readouterr().err
 
 
 def test_a_fine_tuned_model_without_names_of_labels_or_without_a_head_is_refused(inputs, capsys, host, tmp_path):
@@ -542,6 +558,8 @@ def test_known_tasks_bring_their_published_hyperparameters(tmp_path, monkeypatch
     assert (args.learning_rate, args.per_device_train_batch_size) == (6e-5, 64)
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "device_count", lambda: 4)
+        assert settled("--use-cpu")[1].per_device_train_batch_size == 64
+        patch.setattr(PoWERTrainingArguments, "n_gpu", property(lambda _: 4))
         assert settled()[1].per_device_train_batch_size == 16
         assert settled("--per-device-train-batch-size=64")[1].per_device_train_batch_size == 64
     assert parsing.parse("train", ["n", *options[1:]], kinds)[0].model == "n"

@@ -187,6 +187,18 @@ def test_sigterm_ends_a_training_with_a_checkpoint_that_it_goes_on_from(stock, t
     assert all(torch.equal(found[name], weights) for name, weights in wanted.items())
 
 
+def test_told_after_its_last_step_a_training_does_not_promise_a_checkpoint(stock, task, arguments, monkeypatch):
+    evaluate = PoWERTrainer.evaluate
+
+    def told(trainer, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(PoWERTrainer, "evaluate", told)
+    with pytest.raises(Terminated, match="told to leave after step 4 of 4; no checkpoint had been written"):
+        fine_tune(stock, task, arguments(save_strategy="no", eval_strategy="steps", eval_steps=4))
+
+
 def test_a_training_that_goes_on_saves_as_often_as_is_asked_for_now(stock, task, arguments, monkeypatch):
     compute_loss, steps = PoWERTrainer.compute_loss, []
 

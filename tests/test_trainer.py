@@ -393,6 +393,33 @@ def test_told_to_leave_a_training_is_saved_once(dataset, tokenizer, tmp_path, st
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
+@pytest.mark.parametrize(("evaluation", "measured"), [("epoch", []), ("steps", [1])])
+def test_told_to_leave_a_training_that_saves_its_best_is_saved_unmeasured(
+    dataset, tokenizer, tmp_path, evaluation, measured
+):
+    """Else upstream would save it again with a metric from amid an epoch, or not at all, after it had measured."""
+    fields = {"save_strategy": "best", "metric_for_best_model": "loss", "eval_strategy": evaluation, "eval_steps": 1}
+    trainer = make_trainer(Host("bert").make(), dataset, tokenizer, tmp_path, **fields)
+    saved, evaluated = [], []
+
+    class Told(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                trainer.accelerator.set_trigger()
+
+        def on_save(self, args, state, control, **kwargs):
+            saved.append(state.global_step)
+
+        def on_evaluate(self, args, state, control, **kwargs):
+            evaluated.append(state.global_step)
+
+    for callback in (Told(), LeaveWhenTold(trainer.accelerator)):
+        trainer.add_callback(callback)
+    trainer.train()
+    assert evaluated == measured
+    assert saved == [*measured, 2]
+
+
 @pytest.fixture
 def warned(caplog):
     """Upstream remembers over all calls what it has warned of once."""

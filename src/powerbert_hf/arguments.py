@@ -2,19 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options of the command `powerbert`: a dataclass for each of its subcommands, and for what several share."""
 
+import csv
 from dataclasses import dataclass, field
 
 
 def split_names(typed: str | list[str] | None) -> list[str] | None:
-    """Names of columns, which may be parted by commas too.
+    """Names of columns, which may be parted by commas too; quotes keep a comma in a name, as in a csv file.
 
     Example:
-        >>> split_names(["title,body", "topic"]), split_names("topic")
-        (['title', 'body', 'topic'], ['topic'])
+        >>> split_names(["title,body", "topic"]), split_names("topic"), split_names('"Title, short"')
+        (['title', 'body', 'topic'], ['topic'], ['Title, short'])
     """
     if isinstance(typed, str):
         typed = [typed]
-    return [name for part in typed or [] for name in part.split(",")] or None
+    return [name for names in csv.reader(typed or []) for name in names] or None
 
 
 class ColumnNames:

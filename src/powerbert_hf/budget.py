@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.optimize import brentq
 from torch import Tensor
@@ -280,6 +281,8 @@ class Budget:
             masses: L of them.
         """
         length = float(self.length)
+        # An encoder has no more than an earlier one has left: masses that grow would have one count, and jump at once.
+        masses = np.minimum.accumulate(masses).tolist()
 
         def scaled(by: float) -> list[float]:
             return [min(length, by * mass) for mass in masses]

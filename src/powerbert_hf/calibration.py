@@ -12,8 +12,9 @@ divided at random:
 
 The order was settled before the second part was looked at, and testing ends with the first failure, so the chance of
 a result that changes more predictions than allowed is at most 5 %, with no correction for the number of tests
-(fixed-sequence testing, Maurer et al. 1995). This is about texts like the given ones, drawn independently, and the
-agreement with the model, not about its accuracy.
+(fixed-sequence testing, Maurer et al. 1995). This is about different texts like the given ones, drawn independently,
+each counted once: where a few are much of what a model reads, whether these stay is for them to see. And it is about
+the agreement with the model, not about its accuracy.
 """
 
 import logging
@@ -301,7 +302,7 @@ def format_calibration(found: Calibration) -> str:
         f"retention_config {_spelled(chosen.retention_config)} (of an input)\n"
         f"{chosen.predicted_speedup:.2f}x fewer multiply-accumulates than stock on inputs of these lengths\n"
         f"{chosen.agreement:.2%} of {found.tested} predictions are those at full retention; shown for texts like "
-        f"these, at 95 % confidence: at least {found.target:.4g}\n"
+        f"these, each counted once, at 95 % confidence: at least {found.target:.4g}\n"
         f"{len(found.tried)} configurations tested, searched on {found.searched} other texts; {ended}"
     )
 

@@ -4,6 +4,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -170,13 +171,25 @@ class LeaveWhenTold(TrainerCallback):
         """See `TrainerCallback`."""
         if self.accelerator.check_trigger():
             self.told = control.should_save = control.should_training_stop = True
+            # There may not be the time, and the best checkpoint so far would be the only one that is written.
+            control.should_evaluate = False
             # What comes after the last step is to learn of it too.
             self.accelerator.set_trigger()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `TrainerCallback`; upstream would write the checkpoint again, over the only one that there is."""
         if self.told:
-            control.should_save = False
+            control.should_save = control.should_evaluate = False
+
+
+def goes_on_from(folder: str) -> str:
+    """What becomes of a training that was told to leave, as its last words have it.
+
+    Args:
+        folder: of its checkpoints.
+    """
+    last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    return f"the same command goes on from {last}" if last else "no checkpoint had been written"
 
 
 class FiniteGradients(TrainerCallback):

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # The tuning split: a tenth of the training rows, no more than these.
 _TUNING_ROWS = 2000
+# Rows of it that may be exchanged, where a tenth is less, so that it has a row of each class.
+_EXCHANGED = 3
 # What the split to report is called, the first of these that there is.
 _REPORTED = ("validation", "dev", "val", "valid", "eval", "test")
 
@@ -264,13 +266,14 @@ def prepare_data(
     drawn = np.random.default_rng(seed).permutation(len(held_out))[:max_eval_samples]
     wanted = [(held_out, eval_labels, drawn)]
     if not measure_only:
-        drawn = np.random.default_rng(seed).permutation(len(train))
         if len(train) < 2:
             raise ValueError("The training split must hold at least 2 rows, one of them to tune on, got 1; add more.")
         tuning_rows = max(1, min(_TUNING_ROWS, min(len(train), max_train_samples or len(train)) // 10))
+        drawn = np.random.default_rng(seed).permutation(len(train))
+        drawn = drawn[: tuning_rows + (max_train_samples or len(train))]
         if problem_type == "single_label_classification":
             drawn = _with_each_class(drawn, np.asarray(train_labels), tuning_rows)
-        tune, rest = drawn[:tuning_rows], drawn[tuning_rows:][:max_train_samples]
+        tune, rest = drawn[:tuning_rows], drawn[tuning_rows:]
         wanted = [(train, train_labels, rest), (train, train_labels, tune), *wanted]
     splits = []
     for split, labels, drawn in wanted:
@@ -313,17 +316,18 @@ def _with_each_class(drawn: np.ndarray, labels: np.ndarray, first: int) -> np.nd
     """A draw of rows, of whose first ones some are exchanged for classes that would not be among them.
 
     Only where classes are there to spare: no more than one row of each is brought there, none is taken from where it
-    is the only one, and the only row of a class is left to train on.
+    is the only one, and the only row of a class is left to train on. Where more than a tenth would be exchanged, or
+    three rows, the draw stays as it is: of many classes none would be as common there as it is.
     """
     drawn = drawn.copy()
-    for label in np.unique(labels):
-        places = np.flatnonzero(labels[drawn] == label)
-        if len(places) < 2 or places[0] < first:
-            continue
-        numbers, counts = np.unique(labels[drawn[:first]], return_counts=True)
+    numbers, counts = np.unique(labels[drawn], return_counts=True)
+    missing = [label for label in numbers[counts > 1] if label not in labels[drawn[:first]]]
+    for label in missing if len(missing) <= max(_EXCHANGED, first // 10) else []:
+        there, counts = np.unique(labels[drawn[:first]], return_counts=True)
         if counts.max() > 1:
-            last = np.flatnonzero(labels[drawn[:first]] == numbers[counts.argmax()])[-1]
-            drawn[[last, places[0]]] = drawn[[places[0], last]]
+            last = np.flatnonzero(labels[drawn[:first]] == there[counts.argmax()])[-1]
+            place = np.flatnonzero(labels[drawn] == label)[0]
+            drawn[[last, place]] = drawn[[place, last]]
     return drawn
 
 

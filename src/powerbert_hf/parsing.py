@@ -193,7 +193,6 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
         ValueError: for an option that there is not, or a value that cannot be trained with.
     """
     import torch
-    from accelerate.utils import get_cpu_distributed_information
     from transformers import HfArgumentParser
 
     from .tasks import TASKS, infer_task
@@ -214,10 +213,6 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
         if SweepArguments in kinds and action.dest in ("speedup", "retention_lambda", "push_to_hub"):
             action.help = argparse.SUPPRESS
     defaults = {**_TRAINING_DEFAULTS, **(TASKS[task].hyperparameters if task else {})}
-    # Where nothing is typed, a step takes as many rows in several processes, or on several GPUs of one, as on one.
-    rows, processes = defaults["per_device_train_batch_size"], get_cpu_distributed_information().world_size
-    together = processes if processes > 1 else max(1, torch.cuda.device_count())
-    defaults["per_device_train_batch_size"] = max(1, rows // together)
     # Upstream wants both to be said on a machine without an accelerator: the one for `--bf16`, the other not to warn.
     accelerated = torch.accelerator.is_available()
     parser.set_defaults(**defaults, task=task, use_cpu=not accelerated, dataloader_pin_memory=accelerated)
@@ -225,6 +220,12 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
         parser.set_defaults(output_dir=None)
     parsed = _parse_all(parser, argv)
     args = parsed[-1]
+    typed = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    typed.add_argument("--per-device-train-batch-size", "--per_device_train_batch_size")
+    if not vars(typed.parse_known_args(argv)[0]):
+        # A step takes as many rows in several processes, or on several GPUs of one, as on one.
+        together = max(1, args.world_size, args.n_gpu)
+        args.per_device_train_batch_size = max(1, args.per_device_train_batch_size // together)
     if require_output and args.output_dir in (None, "trainer_output"):
         raise ValueError("`--output-dir` must be given: it takes the three models and the report.")
     for name, (low, high, meaning) in _RANGES.items():

@@ -21,7 +21,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from .checkpoint import load_classifier, load_tokenizer
 from .files import check_new, whole_file
-from .rows import Misfit, Row, read_rows
+from .rows import Misfit, Row, join_names, read_rows
 from .texts import check_asked, choose_texts, input_limit, is_text, tell_cut
 
 # That oneDNN may keep, see below.
@@ -413,7 +413,7 @@ def _choose_columns(
     texts, kept = choose_texts(columns, holding, text_columns), list(keep_columns)
     for name in kept:
         if name not in columns:
-            raise ValueError(f"There is no column {name!r}; the data has {', '.join(columns)}.")
+            raise ValueError(f"There is no column {name!r}; the data has {join_names(columns)}.")
     return texts, kept
 
 

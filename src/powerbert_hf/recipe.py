@@ -74,8 +74,7 @@ def run_recipe(
         ValueError: for a model, a speed-up or a configuration that cannot be run.
     """
     root = Path(args.output_dir)
-    if args.speedup is not None:
-        check_speedups(model, data, [args.speedup], unit)
+    check_speedups(model, data, [] if args.speedup is None else [args.speedup], unit)
     base = first_step(model, data, args, root, fine_tuned, say)
     return RecipeResult(root / "final", search_and_retrain(model, base, data, args, root, unit, say))
 
@@ -95,7 +94,7 @@ def check_speedups(
         The speed-ups that any has: the lowest, with all word-vectors kept, and the highest, with one kept.
 
     Raises:
-        ValueError: where none has one of them.
+        ValueError: where none has one of them, or the model has one encoder alone.
     """
     config = classifier_config(
         model, retention_config=None, retention_mode=None, retention_unit=unit, retention_length=data.retention_length
@@ -142,7 +141,7 @@ def first_step(
     record = _step(root, "fine_tuned", train, data, args, say, "measuring" if fine_tuned else "training")
     # Of the tuning split, since somebody may choose by what is said here.
     found, constant = record["tuning"], constant_metric(data)
-    if constant == 1.0:
+    if len(np.unique(data.tune["labels"], axis=0)) == 1:
         say(
             f"the tuning split, {len(data.tune)} of the training rows, has one answer for all its texts, and tells "
             "nothing; pass more rows"

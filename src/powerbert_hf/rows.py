@@ -6,7 +6,7 @@ import csv
 import glob
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -73,6 +73,16 @@ def dataset_reader(path: str | Path, lines: bool = False) -> tuple[str, dict[str
     if readers[ending] == "csv":
         options["sep"] = "\t" if ending == "tsv" else ","
     return readers[ending], options | READER_OPTIONS.get(readers[ending], {})
+
+
+def join_names(names: Iterable[str]) -> str:
+    """Names of columns as they can be typed.
+
+    Example:
+        >>> join_names(["Title, short", "topic"])
+        '"Title, short", topic'
+    """
+    return ", ".join(f'"{name}"' if "," in name else name for name in names)
 
 
 def said_rows(places: Sequence[int]) -> str:

@@ -23,13 +23,13 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import SchedulerType, sort_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .callbacks import LeaveWhenTold, ObeyNewSteps
+from .callbacks import LeaveWhenTold, ObeyNewSteps, goes_on_from
 from .checkpoint import load_classifier
 from .configuration_powerbert import RETENTION_FIELDS
 from .cost import predicted_speedup
 from .data import TaskData
 from .files import writing
-from .labels import named_labels
+from .labels import named_labels, some_of
 from .processes import on_main
 from .retention import RetentionSoftExtract, RetentionUnit, retention_mass
 from .stopping import Terminated, on_sigterm
@@ -200,14 +200,15 @@ def check_labels(config: Any, data: TaskData) -> None:
         theirs = ()
     fits = config.num_labels == max(1, len(ours)) and (theirs == ours if theirs else not data.named_in_rows)
     if not fits:
-        known = ", ".join(map(str, config.id2label.values()))
+        known = some_of([str(name) for name in config.id2label.values()])
         remedy = "set `id2label` in its configuration, or train a head for them"
         if config.num_labels == 1:
-            remedy = "write numbers as floats for its regression, 1.0 for 1, or train a head for classes"
+            known = "a regression"
+            remedy = "write its numbers as floats, 1.0 for 1, or train a head for classes"
         lacking = [name for name in ours if name not in theirs] if theirs else []
-        but = f", none of them {', '.join(lacking)}" if lacking else ""
+        but = f", none of them {some_of(lacking)}" if lacking else ""
         raise ValueError(
-            f"The model must know the data's labels ({', '.join(ours) or 'a number'}), got {known}{but}; {remedy}."
+            f"The model must know the data's labels ({some_of(ours) or 'a number'}), got {known}{but}; {remedy}."
         )
     if config.problem_type not in (None, data.problem_type):
         raise ValueError(
@@ -337,7 +338,7 @@ def _run(trainer: PoWERTrainer) -> None:
     """Train to the end, from the last checkpoint if there is one.
 
     Raises:
-        Terminated: where a process was told to leave; a checkpoint has been written then.
+        Terminated: where a process was told to leave; what it says tells whether there is a checkpoint.
     """
     args = trainer.args
     trainer.add_callback(LeaveWhenTold(trainer.accelerator))
@@ -347,12 +348,12 @@ def _run(trainer: PoWERTrainer) -> None:
         _check_goes_on(trainer.model.config, last)
     with writing(args.output_dir), on_sigterm(trainer.accelerator.set_trigger):
         trainer.train(resume_from_checkpoint=last)
-    # Told by whatever means, half of a training is not one; told after its last step, it has been saved.
+    # Told by whatever means, half of a training is not one.
     told = trainer.accelerator.check_trigger()
     if told or trainer.state.global_step < trainer.state.max_steps:
         raise Terminated(
-            f"told to leave after step {trainer.state.global_step} of {trainer.state.max_steps}; the same command "
-            f"goes on from the checkpoint in {args.output_dir}"
+            f"told to leave after step {trainer.state.global_step} of {trainer.state.max_steps}; "
+            f"{goes_on_from(args.output_dir)}"
         )
 
 

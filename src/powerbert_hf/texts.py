@@ -17,7 +17,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from .checkpoint import reading
-from .rows import READER_OPTIONS, REPAIR, check_table, dataset_reader, said_rows
+from .rows import READER_OPTIONS, REPAIR, check_table, dataset_reader, join_names, said_rows
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def choose_texts(
         ValueError: for a column that is not there, or where several could be meant.
     """
     chosen = list(text_columns or holding_texts)
-    there = f"the data has {', '.join(columns)}."
+    there = f"the data has {join_names(columns)}."
     if not text_columns and len(chosen) != 1:
         raise ValueError(f"Name one or two `--text-columns`; {there}")
     if len(chosen) > 2:
@@ -139,7 +139,7 @@ def choose_columns(
     for name in labels:
         if name not in columns:
             raise ValueError(
-                f"There is no column {name!r}; the data has {', '.join(columns)}. Name the `--label-column`."
+                f"There is no column {name!r}; the data has {join_names(columns)}. Name the `--label-column`."
             )
     if not set(chosen).isdisjoint(labels):
         raise ValueError(f"A label must not be a text, got {' '.join(chosen)} and {' '.join(labels)}; name others.")

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modelcard import TrainingSummary
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import get_last_checkpoint, has_length
+from transformers.trainer_utils import has_length
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .agreement import log_probabilities
@@ -31,6 +31,7 @@ from .callbacks import (
     RefineMasses,
     TellSamplerEpoch,
     finite_masses,
+    goes_on_from,
 )
 from .card import Facts, card_of, is_own, make_card
 from .checkpoint import hub_id
@@ -427,9 +428,7 @@ class PoWERTrainer(Trainer):
 
         def loss(entries: Sequence[float]) -> float:
             if self.accelerator.check_trigger():
-                last = get_last_checkpoint(self.args.output_dir)
-                goes_on = f"the same command goes on from {last}" if last else "no checkpoint had been written"
-                raise Terminated(f"told to leave while the masses were refined; {goes_on}")
+                raise Terminated(f"told to leave while the masses were refined; {goes_on_from(self.args.output_dir)}")
             config.retention_config = list(entries)
             losses = []
             for inputs, answers, count in zip(batches, wanted, items, strict=True):
