@@ -243,7 +243,7 @@ def test_another_drop_in_the_same_folder_chooses_anew(inputs, tmp_path, monkeypa
     assert chosen[0] > chosen[1] == report["tried"][0]["speedup"]
 
 
-@pytest.mark.parametrize("goal", ["--speedup=2", "--max-drop=1", "--retention-lambda=0.001", "--paper"])
+@pytest.mark.parametrize("goal", ["--speedup=2", "--max-drop=1"])
 def test_one_encoder_has_nothing_to_search(host, inputs, tmp_path, capsys, goal):
     host.stock(host.stock_config(**{**host.fields, "num_hidden_layers": 1})).save_pretrained(tmp_path / "model")
     assert cli.main(["train", *inputs, goal]) == 2

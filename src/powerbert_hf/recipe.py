@@ -74,7 +74,8 @@ def run_recipe(
         ValueError: for a model, a speed-up or a configuration that cannot be run.
     """
     root = Path(args.output_dir)
-    check_speedups(model, data, [] if args.speedup is None else [args.speedup], unit)
+    if args.speedup is not None:
+        check_speedups(model, data, [args.speedup], unit)
     base = first_step(model, data, args, root, fine_tuned, say)
     return RecipeResult(root / "final", search_and_retrain(model, base, data, args, root, unit, say))
 
