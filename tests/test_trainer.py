@@ -370,26 +370,37 @@ def test_frozen_retention_weights_are_refused(dataset, tokenizer, tmp_path, goal
         make_trainer(model, dataset, tokenizer, tmp_path, **goal)
 
 
-@pytest.mark.parametrize("strategy", ["epoch", "no"])
-def test_told_to_leave_a_training_is_saved_once(dataset, tokenizer, tmp_path, strategy):
-    """Not a second time over the only checkpoint that there is."""
-    trainer = make_trainer(Host("bert").make(), dataset, tokenizer, tmp_path, save_strategy=strategy)
-    saved = []
+def told_in_step_2(trainer):
+    """Callbacks of a training that is told to leave then: one that tells it and notes what follows, and ours."""
 
     class Told(TrainerCallback):
+        def __init__(self):
+            self.saved, self.evaluated = [], []
+
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 1:
                 trainer.accelerator.set_trigger()
 
         def on_save(self, args, state, control, **kwargs):
-            saved.append(state.global_step)
+            self.saved.append(state.global_step)
 
-    leave = LeaveWhenTold(trainer.accelerator)
-    for callback in (Told(), leave):
+        def on_evaluate(self, args, state, control, **kwargs):
+            self.evaluated.append(state.global_step)
+
+    callbacks = Told(), LeaveWhenTold(trainer.accelerator)
+    for callback in callbacks:
         trainer.add_callback(callback)
+    return callbacks
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "no"])
+def test_told_to_leave_a_training_is_saved_once(dataset, tokenizer, tmp_path, strategy):
+    """Not a second time over the only checkpoint that there is."""
+    trainer = make_trainer(Host("bert").make(), dataset, tokenizer, tmp_path, save_strategy=strategy)
+    told, leave = told_in_step_2(trainer)
     trainer.train()
     assert leave.told
-    assert saved == [2]
+    assert told.saved == [2]
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
@@ -400,24 +411,10 @@ def test_told_to_leave_a_training_that_saves_its_best_is_saved_unmeasured(
     """Else upstream would save it again with a metric from amid an epoch, or not at all, after it had measured."""
     fields = {"save_strategy": "best", "metric_for_best_model": "loss", "eval_strategy": evaluation, "eval_steps": 1}
     trainer = make_trainer(Host("bert").make(), dataset, tokenizer, tmp_path, **fields)
-    saved, evaluated = [], []
-
-    class Told(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 1:
-                trainer.accelerator.set_trigger()
-
-        def on_save(self, args, state, control, **kwargs):
-            saved.append(state.global_step)
-
-        def on_evaluate(self, args, state, control, **kwargs):
-            evaluated.append(state.global_step)
-
-    for callback in (Told(), LeaveWhenTold(trainer.accelerator)):
-        trainer.add_callback(callback)
+    told, _ = told_in_step_2(trainer)
     trainer.train()
-    assert evaluated == measured
-    assert saved == [*measured, 2]
+    assert told.evaluated == measured
+    assert told.saved == [*measured, 2]
 
 
 @pytest.fixture
