@@ -83,6 +83,21 @@ def test_held_masses_cost_the_budget_which_falls_at_first(host, unit):
     assert costs[0] > 0.6
 
 
+def test_words_that_no_text_has_are_not_paid_for_in_masses(host):
+    """One text of the corpus is far longer than the others: with masses from there on, nothing could be learned."""
+    lengths = torch.randint(8, 31, (500,), generator=torch.Generator().manual_seed(7))
+    sizes = {"max_position_embeddings": 512}
+    near, far = (make_budget(host, 2.0, "words", lengths, length, **sizes) for length in (int(lengths.max()), 512))
+    masses = far.hold(torch.full((6,), 512.0).double(), 1.0)
+    assert torch.allclose(masses, near.hold(torch.full((6,), float(lengths.max())).double(), 1.0), rtol=1e-6)
+    assert masses[4] > 4
+    assert torch.allclose(far.ramp(masses).sum(dim=1), masses)
+    assert ((far.ramp(masses) > 0) & (far.ramp(masses) < 1)).sum(dim=1).max() <= 2
+    config = far.reach(masses.tolist())
+    assert config == near.reach(masses.tolist())
+    assert far.predicted(config) == pytest.approx(2.0, rel=0.03)
+
+
 def test_the_last_encoder_whose_mass_means_nothing_has_that_of_the_one_before(host):
     asked = make_budget(host, 2.0)
     masses = torch.tensor([60.0, 50.0, 40.0, 30.0, 20.0, 64.0]).double()

@@ -348,6 +348,17 @@ def test_a_fine_tuned_model_without_names_of_labels_or_without_a_head_is_refused
     assert "classification head, got none" in capsys.readouterr().err
 
 
+def test_rows_that_were_labelled_by_a_model_without_names(inputs, capsys, rows, tmp_path):
+    """Their place-holders are the classes of what is trained on them, which goes on to know them."""
+    for name, some in (("train", rows), ("eval", rows[:40])):
+        labelled = [{**row, "label": f"LABEL_{int(row['label'] == 'positive')}"} for row in some]
+        Dataset.from_list(labelled).to_csv(tmp_path / f"{name}.csv")
+    assert cli.main(["train", *inputs]) == 0
+    assert cli.main(["evaluate", str(tmp_path / "run" / "final"), f"--eval-file={tmp_path / 'eval.csv'}"]) == 0
+    again = [f"--model={tmp_path / 'run' / 'fine_tuned'}", f"--output-dir={tmp_path / 'again'}"]
+    assert cli.main(["train", *inputs, *again, "--fine-tuned"]) == 0
+
+
 def test_an_incomplete_checkpoint_is_refused(inputs, capsys, host, tmp_path):
     """Rather than trained on from weights that were made up for it."""
     config = json.loads((tmp_path / "model" / "config.json").read_text())

@@ -76,11 +76,14 @@ class Budget:
 
     def __init__(self, config: Any, speedup: float | None, lengths: Sequence[int] | Tensor) -> None:
         self.length = config.retention_length
-        self._widest = max(1, int(_RAMP * self.length))
         self._config = copy.copy(config)
         self._config.retention_mode = "hard"
         self._lengths, times = torch.as_tensor(lengths).unique(return_counts=True)
         self._inputs, self._times = self._lengths.double(), times.double()
+        # Words that none of these inputs has cost nothing, and nothing is learned of them.
+        longest = self.length if config.retention_unit == "fraction" else int(self._lengths.max())
+        self._most = float(min(self.length, longest))
+        self._widest = max(1, int(_RAMP * self._most))
         self._stock = config.num_encoders * stock_encoder_multiply_accumulates(config, self._inputs) @ self._times
         all_kept = [float(self.length)] * config.num_encoders
         self.limits = self.predicted(all_kept), self.predicted([1.0] * config.num_encoders)
@@ -224,8 +227,8 @@ class Budget:
         return self._grown(masses, _NUDGE * drawn)
 
     def _grown(self, masses: Tensor, by: Tensor) -> Tensor:
-        """Masses times e to the power of `by`, as far as they are learned: from 1.5 to R."""
-        return (masses * by.exp()).clamp(_LEAST, float(self.length))
+        """Masses times e to the power of `by`, as far as they are learned: from 1.5 to R, or to the longest input."""
+        return (masses.clamp(max=self._most) * by.exp()).clamp(_LEAST, self._most)
 
     @property
     def trials(self) -> int:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, RandomSampler, Sampler
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modelcard import TrainingSummary
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import LengthGroupedSampler, find_batch_size
 from transformers.trainer_utils import has_length
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
@@ -423,6 +423,8 @@ class PoWERTrainer(Trainer):
         batches = batches[:least]
         wanted = [self._teachers_answers(inputs) for inputs in batches]
         items = [self._get_num_items_in_batch([inputs], self.args.device) for inputs in batches]
+        # The last batch may have a single row, which is not to count as much as all of another.
+        rows = torch.tensor([float(find_batch_size(inputs)) for inputs in batches], device=self.args.device)
         silent = self.args.disable_tqdm or not self.is_local_process_zero()
         progress = tqdm(total=budget.trials, desc="refine", disable=silent, leave=False)
 
@@ -439,7 +441,8 @@ class PoWERTrainer(Trainer):
                     )
                     losses.append(self._with_teacher(found, outputs, answers).float())
             progress.update()
-            return self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
+            mean = (torch.stack(losses) * (rows / rows.sum())).sum()
+            return self.accelerator.reduce(mean, reduction="mean").item()
 
         masses = retention_mass(model.retention_weights.detach().cpu().double())
         mode, kept, training = config.retention_mode, config.retention_config, model.training
