@@ -241,7 +241,7 @@ class InspectArguments(ModelArguments):
     seed: int = field(default=0, metadata={"help": "Of the draw."})
     output: str | None = field(
         default=None,
-        metadata={"help": "A page (html), the data (json) or, of a text, a picture (svg, png), in place of text."},
+        metadata={"help": "A page (html), the data (json) or a picture (svg, png), in place of text."},
     )
     width: int | None = field(default=None, metadata={"help": "Columns of text; those of the terminal if left out."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an output that is there already."})
@@ -255,7 +255,8 @@ class ReportArguments:
     output: str | None = field(default=None, metadata={"help": "html; `report.html` in the run if left out."})
     examples: bool = field(default=True, metadata={"help": "Whether texts whose prediction changed are shown."})
     measure: bool = field(
-        default=False, metadata={"help": "Time the models again, against all baselines, which may take minutes."}
+        default=False,
+        metadata={"help": "Of a run: time the model again, against stock padded and sorted, which may take minutes."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace an output that is there already."})
 

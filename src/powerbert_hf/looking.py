@@ -85,7 +85,7 @@ def report_run(folder: Path, output: Path, examples: bool, measure: bool, say: C
         folder: of either.
         output: the page.
         examples: show texts whose prediction changed.
-        measure: time a run's models again, against all baselines.
+        measure: time a run's model again, against stock padded and sorted.
         say: told what is going on, a line at a time.
 
     Raises:
