@@ -65,7 +65,8 @@ class PoWERTrainingArguments(TrainingArguments):
             Learning rate of the retention weights. Adam moves a weight by at most this much a step, so the number of
             steps bounds how far a mass can fall; `None` sets 2 divided by the number of steps, with which a weight can
             just fall from 1 to 0 while the rate decays linearly. With `speedup` it is that of the masses' logarithms,
-            and `None` sets 5 divided by the number of steps, or by 200 if there are fewer.
+            and `None` sets 0.025 for up to 200 steps, and less by the root of their number for more, see
+            [`budget.learning_rate`].
         retraining_learning_rate (`float`, *optional*):
             Learning rate of the third step, see [`steps.retrain`]; `None` takes `learning_rate`.
         distillation (`float`, *optional*):
