@@ -130,16 +130,15 @@ def test_training_that_is_told_to_leave(training, undisturbed, processes, tmp_pa
     assert status == 128 + signal.SIGTERM if processes == 1 else status != 0
     said = sentences(log, "train")
     assert said, log.read_text()
-    assert all(
-        "told to leave after step" in line and "the same command goes on from the checkpoint" in line for line in said
-    )
-    checkpoints = sorted((run / "checkpoints/searched").iterdir())
-    assert [path.name for path in checkpoints] == [f"checkpoint-{said[0].split()[7]}"]
+    (checkpoint,) = (run / "checkpoints/searched").iterdir()
+    assert checkpoint.name == f"checkpoint-{said[0].split()[7]}"
+    assert all("told to leave after step" in line for line in said)
+    assert all(line.endswith(f"; the same command goes on from {checkpoint}") for line in said)
     assert start("train", options, log, processes).wait() == 0, log.read_text()
     assert sorted(path.name for path in run.iterdir()) == WHOLE
     assert_same_run(run, undisturbed(processes))
     number = ("one process", "two processes")[processes - 1]
-    SEEN[f"training: SIGTERM, {number}"] = f"{said[0].partition(' in ')[0]}; it did, to the undisturbed run's models"
+    SEEN[f"training: SIGTERM, {number}"] = f"{said[0].replace(f'{run}/', '')}; it did, to the undisturbed run's models"
 
 
 def test_training_whose_loss_is_lost(training, tmp_path):
