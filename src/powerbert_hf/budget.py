@@ -85,8 +85,9 @@ class Budget:
         self._lengths, times = torch.as_tensor(lengths).unique(return_counts=True)
         self._inputs, self._times = self._lengths.double(), times.double()
         # Words that none of these inputs has cost nothing, and nothing is learned of them.
-        longest = self.length if config.retention_unit == "fraction" else int(self._lengths.max())
-        self._most = float(min(self.length, longest))
+        self._most = float(self.length)
+        if config.retention_unit == "words":
+            self._most = min(self._most, self._inputs.max().item())
         self._widest = max(1, int(_RAMP * self._most))
         self._stock = config.num_encoders * stock_encoder_multiply_accumulates(config, self._inputs) @ self._times
         all_kept = [float(self.length)] * config.num_encoders

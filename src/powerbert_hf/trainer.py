@@ -426,6 +426,7 @@ class PoWERTrainer(Trainer):
         items = [self._get_num_items_in_batch([inputs], self.args.device) for inputs in batches]
         # The last batch may have a single row, which is not to count as much as all of another.
         rows = torch.tensor([float(find_batch_size(inputs)) for inputs in batches], device=self.args.device)
+        shares = rows / rows.sum()
         silent = self.args.disable_tqdm or not self.is_local_process_zero()
         progress = tqdm(total=budget.trials, desc="refine", disable=silent, leave=False)
 
@@ -442,8 +443,7 @@ class PoWERTrainer(Trainer):
                     )
                     losses.append(self._with_teacher(found, outputs, answers).float())
             progress.update()
-            mean = (torch.stack(losses) * (rows / rows.sum())).sum()
-            return self.accelerator.reduce(mean, reduction="mean").item()
+            return self.accelerator.reduce((torch.stack(losses) * shares).sum(), reduction="mean").item()
 
         masses = retention_mass(model.retention_weights.detach().cpu().double())
         mode, kept, training = config.retention_mode, config.retention_config, model.training
