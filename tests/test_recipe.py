@@ -121,7 +121,8 @@ def test_the_same_command_again_trains_nothing_and_another_is_refused(inputs, tm
 
     monkeypatch.setattr(PoWERTrainer, "train", no_training)
     # What changes no model may change.
-    for more in ([], ["--per-device-eval-batch-size=8", "--logging-steps=3", "--dataloader-num-workers=1"]):
+    evaluated = ["--eval-strategy=steps", "--logging-steps=3"]
+    for more in ([], ["--per-device-eval-batch-size=8", "--dataloader-num-workers=1"], evaluated):
         assert cli.main(["train", *inputs, *more]) == 0
     assert (tmp_path / "run" / "final" / "model.safetensors").read_bytes() == before
     capsys.readouterr()
@@ -216,6 +217,30 @@ def test_a_step_without_its_record_is_refused(inputs, tmp_path, capsys):
         record.unlink() if damaged is None else record.write_text(damaged)
         assert cli.main(["train", *inputs]) == 2
         assert f"remove {record.parent} to have the step done again" in capsys.readouterr().err
+
+
+def test_a_step_is_not_done_again_under_those_that_came_of_it(inputs, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert cli.main(["train", *inputs]) == 0
+    for gone, left in (("fine_tuned", f"{run / 'searched'} and {run / 'final'}"), ("searched", f"{run / 'final'}")):
+        (run / gone).rename(tmp_path / gone)
+        assert cli.main(["train", *inputs]) == 2
+        said = f"got {left} without {run / gone}; restore it, or remove what came of it too"
+        assert said in capsys.readouterr().err
+        (tmp_path / gone).rename(run / gone)
+    shutil.rmtree(run / "final")
+    assert cli.main(["train", *inputs]) == 0
+
+
+def test_what_a_launcher_has_settled_makes_another_run(inputs, tmp_path, monkeypatch, capsys):
+    """`accelerate launch --mixed_precision bf16` tells by the environment."""
+    with monkeypatch.context() as launched:
+        launched.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        assert cli.main(["train", *inputs]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert (report["training"]["bf16"], report["training"]["fp16"]) == (True, False)
+    assert cli.main(["train", *inputs]) == 2
+    assert "with another mixed_precision" in capsys.readouterr().err
 
 
 def test_report_times_a_run_against_all_baselines_where_asked_to(inputs, tmp_path):
@@ -435,11 +460,11 @@ def test_words_are_a_unit_too(inputs, tmp_path):
 def test_regression_and_pairs_train(host, rows, tokenizer, tmp_path, capsys):
     host.make_stock().save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    pairs = [{"a": r["text"], "b": "the plot", "score": float(r["label"] == "positive")} for r in rows]
+    pairs = [{"a, b": r["text"], "c": "the plot", "score": float(r["label"] == "positive")} for r in rows]
     Dataset.from_list(pairs).to_json(tmp_path / "rows.jsonl")
     path = str(tmp_path / "rows.jsonl")
     options = [f"--model={tmp_path / 'model'}", f"--train-file={path}", f"--eval-file={path}"]
-    options += ["--text-columns", "a,b", "--label-column=score", f"--output-dir={tmp_path / 'run'}"]
+    options += ["--text-columns", '"a, b",c', "--label-column=score", f"--output-dir={tmp_path / 'run'}"]
     assert cli.main(["train", *options, *FAST, "--label-smoothing-factor=0.1"]) == 2
     assert "is for one class a text, got labels of another kind (regression)" in capsys.readouterr().err
     assert cli.main(["train", *options, *FAST]) == 0
@@ -471,7 +496,8 @@ def test_what_failed_before_its_first_checkpoint_claims_no_folder(inputs, tmp_pa
         (["--lr-scheduler-type=warmup_stable_decay"], "missing 1 required positional argument: 'num_decay_steps'"),
         (['--lr-scheduler-kwargs={"power": 2}'], "`--lr-scheduler-type linear` does not go with"),
         (["--report-to=wandb"], "`--report-to` cannot be served: WandbCallback requires wandb"),
-        (["--save-only-model"], "leaves checkpoints that no training goes on from; leave it out, or say"),
+        (["--save-only-model"], "leaves checkpoints that no training goes on from; leave it out"),
+        (["--save-only-model", "--save-strategy=no"], "`--save-only-model` leaves checkpoints that no"),
         (
             ["--load-best-model-at-end", "--lr-scheduler-type=reduce_lr_on_plateau", "--eval-strategy=epoch"],
             "`--load-best-model-at-end` does not go with `--lr-scheduler-type reduce_lr_on_plateau`",

@@ -12,6 +12,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from conftest import Host
 from powerbert_hf import PoWERTrainer, PoWERTrainingArguments, fine_tune, retrain, search_configuration
+from powerbert_hf.budget import Budget
 from powerbert_hf.checkpoint import load_classifier
 from powerbert_hf.data import prepare_data
 from powerbert_hf.recipe import constant_metric, predicted_speedup
@@ -134,14 +135,27 @@ def test_how_a_search_removes_word_vectors(stock, task, arguments, monkeypatch, 
         search_configuration(stock, task, arguments(**fields), soft_extract=asked)
 
 
-def test_the_best_model_of_a_search_is_its_last(stock, task, arguments, monkeypatch):
+@pytest.mark.parametrize(
+    "best",
+    [
+        {"load_best_model_at_end": True},
+        {"metric_for_best_model": "loss", "greater_is_better": True},
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "greater_is_better": True},
+    ],
+)
+def test_the_best_model_of_a_search_is_its_last(stock, task, arguments, monkeypatch, best):
     """The best on the tuning split would be one that has lost few word-vectors yet."""
     monkeypatch.setattr(Trainer, "_load_best_model", lambda trainer: pytest.fail("an earlier model was taken"))
-    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
-    args = arguments(speedup=1.5, **best, eval_steps=1, save_steps=1, save_total_limit=1)
-    search_configuration(stock, task, args)
-    assert get_last_checkpoint(args.output_dir).endswith("checkpoint-4")
-    assert args.load_best_model_at_end
+    # Of a loss that only falls, the highest is the first.
+    often = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    args = arguments(speedup=1.5, learning_rate=1e-2, **best, **often, save_total_limit=1)
+    found = []
+    monkeypatch.setattr(Budget, "refine", lambda *_: found.append(get_last_checkpoint(args.output_dir)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        search_configuration(stock, task, args)
+    assert [Path(checkpoint).name for checkpoint in found] == ["checkpoint-4"]
+    assert args.save_total_limit == 1
+    assert args.load_best_model_at_end == best.get("load_best_model_at_end", False)
 
 
 def test_a_speed_up_between_whole_counts_is_pointed_out(stock, tokenizer, arguments, caplog):
@@ -168,21 +182,28 @@ def test_a_loss_that_is_lost_ends_a_training_before_the_weights(stock, task, arg
     assert str(refusal.value).endswith(said)
 
 
-def test_sigterm_ends_a_training_with_a_checkpoint_that_it_goes_on_from(stock, task, arguments, monkeypatch):
-    wanted = fine_tune(stock, task, arguments("undisturbed")).model.state_dict()
+@pytest.mark.parametrize("best", [False, True])
+def test_sigterm_ends_a_training_with_a_checkpoint_that_it_goes_on_from(stock, task, arguments, monkeypatch, best):
+    fields = {}
+    if best:
+        # The highest loss is that of the first step.
+        often = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+        fields = {**often, "load_best_model_at_end": True, "greater_is_better": True, "save_total_limit": 1}
+    wanted = fine_tune(stock, task, arguments("undisturbed", **fields)).model.state_dict()
     compute_loss, steps = PoWERTrainer.compute_loss, []
 
     def told(trainer, model, *args, **kwargs):
         steps.extend([1] * model.training)
-        if len(steps) == 2:
+        if len(steps) == 2 and model.training:
             os.kill(os.getpid(), signal.SIGTERM)
         return compute_loss(trainer, model, *args, **kwargs)
 
     monkeypatch.setattr(PoWERTrainer, "compute_loss", told)
-    with pytest.raises(Terminated, match="told to leave after step 2 of 4; the same command goes on") as leave:
-        fine_tune(stock, task, arguments())
+    with pytest.raises(Terminated, match="after step 2 of 4; the same command goes on from") as leave:
+        fine_tune(stock, task, arguments(**fields))
     assert leave.value.status == 128 + signal.SIGTERM
-    found = fine_tune(stock, task, arguments()).model.state_dict()
+    assert str(leave.value).endswith("checkpoint-2")
+    found = fine_tune(stock, task, arguments(**fields)).model.state_dict()
     assert len(steps) == 4
     assert all(torch.equal(found[name], weights) for name, weights in wanted.items())
 

@@ -3,6 +3,8 @@
 import itertools
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -23,6 +25,13 @@ def inputs(host, rows, tokenizer, tmp_path):
     return [f"--model={tmp_path / 'model'}", *files, f"--output-dir={tmp_path / 'run'}", *FAST]
 
 
+def test_a_sweep_does_not_begin_again_under_its_runs(inputs, tmp_path, capsys):
+    assert cli.main(["sweep", *inputs, "--speedups", "1.5"]) == 0
+    shutil.rmtree(tmp_path / "run" / "fine_tuned")
+    assert cli.main(["sweep", *inputs, "--speedups", "1.5"]) == 2
+    assert f"got {tmp_path / 'run' / 'speedup-1.5'} without" in capsys.readouterr().err
+
+
 def test_a_sweep_has_a_run_for_each_speed_up_and_does_none_twice(inputs, tmp_path, capsys, monkeypatch):
     asked = [*inputs, "--speedups", "1.5", "2.5", f"--plot={tmp_path / 'curve.svg'}"]
     assert cli.main(["sweep", *asked]) == 0
@@ -37,6 +46,9 @@ def test_a_sweep_has_a_run_for_each_speed_up_and_does_none_twice(inputs, tmp_pat
     assert "asked for" in capsys.readouterr().out
     assert "<svg" in (tmp_path / "curve.svg").read_text()
     assert read_run(tmp_path / "run" / "speedup-2.5").base == tmp_path / "run" / "fine_tuned"
+    with monkeypatch.context() as inside:
+        inside.chdir(tmp_path / "run" / "speedup-2.5")
+        assert read_run(Path()).base == tmp_path / "run" / "fine_tuned"
 
     monkeypatch.setattr(steps.PoWERTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
     assert cli.main(["sweep", *asked]) == 0

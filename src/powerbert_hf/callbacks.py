@@ -176,6 +176,14 @@ class LeaveWhenTold(TrainerCallback):
             # What comes after the last step is to learn of it too.
             self.accelerator.set_trigger()
 
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the checkpoint: where it keeps one alone, upstream would remove it at the end for the best one.
+
+        That it is not the best is written there already.
+        """
+        if self.told:
+            state.best_model_checkpoint = None
+
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `TrainerCallback`; upstream would write the checkpoint again, over the only one that there is."""
         if self.told:

@@ -449,7 +449,11 @@ def _settings(args: Any) -> dict[str, Any]:
     plain = PoWERTrainingArguments(output_dir=args.output_dir, use_cpu=args.use_cpu).to_dict() | {"use_cpu": False}
     volatile = {"output_dir", "run_name", "disable_tqdm"}
     volatile |= {"push_to_hub", "hub_token", "hub_model_id", "hub_private_repo"}
-    return {name: value for name, value in args.to_dict().items() if name not in volatile and plain[name] != value}
+    found = {name: value for name, value in args.to_dict().items() if name not in volatile and plain[name] != value}
+    if args.mixed_precision != "no" and not (args.bf16 or args.fp16):
+        # By a launcher, for no field has it.
+        found["mixed_precision"] = args.mixed_precision
+    return found
 
 
 def _load_data(

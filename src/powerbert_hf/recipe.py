@@ -24,6 +24,7 @@ from .data import TaskData
 from .files import whole_folder, write_json
 from .processes import on_main
 from .retention import RetentionUnit
+from .run_folder import STEPS
 from .steps import TrainedStep, check_model, evaluate_step, fine_tune, retrain, search_configuration
 from .trainer import PoWERTrainingArguments
 
@@ -288,10 +289,11 @@ def _report(
                 "retraining_learning_rate",
                 "retention_lambda",
                 "distillation",
-                "bf16",
                 "seed",
             )
         }
+        # A launcher may have settled it.
+        | {name: args.mixed_precision == name for name in ("bf16", "fp16")}
         # A model that is only measured has no history.
         | {"fine_tuned_before": not fine_tuned["history"]},
         "hardware": hardware(args.device),
@@ -326,7 +328,7 @@ def _step(
 ) -> dict[str, Any]:
     """Run a step that has not been finished, and read what it left."""
     folder = root / name
-    if on_main(lambda: not folder.is_dir()):
+    if on_main(lambda: _is_to_be_done(folder)):
         say(f"{name}: {doing}")
         step_args = copy.copy(args)
         step_args.output_dir = str(root / "checkpoints" / name)
@@ -336,6 +338,25 @@ def _step(
     reported, tuning = (record[split][data.metric] for split in ("metrics", "tuning"))
     say(f"{name}: {data.metric} {reported:.4f} on the reported split, {tuning:.4f} on the tuning split")
     return record
+
+
+def _is_to_be_done(folder: Path) -> bool:
+    """Whether a step is still to be done, of which nothing has come yet.
+
+    Raises:
+        ValueError: where others have: they would stand beside what they are not of.
+    """
+    if folder.is_dir():
+        return False
+    later = [folder.parent / name for name in STEPS[STEPS.index(folder.name) + 1 :]]
+    if folder.name == STEPS[0]:
+        later += sorted(folder.parent.glob("speedup-*"))
+    if left := [str(path) for path in later if path.is_dir()]:
+        raise ValueError(
+            f"Each step goes on from the one before, got {' and '.join(left)} without {folder}; restore it, or remove "
+            "what came of it too."
+        )
+    return True
 
 
 def measure(ours: PreTrainedModel, data: TaskData, args: PoWERTrainingArguments) -> dict[str, Any]:

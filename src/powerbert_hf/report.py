@@ -185,7 +185,7 @@ def read_run(folder: Path) -> Run:
     """
     report = read_json(folder / "report.json")
     inner = folder / speedup_folder(report["training"]["speedup"]) if "max_drop" in report else folder
-    above = folder if (folder / "command.json").is_file() else folder.parent
+    above = folder if (folder / "command.json").is_file() else folder.absolute().parent
     folders = {"fine_tuned": above / "fine_tuned", "searched": inner / "searched", "final": folder / "final"}
     command = read_json(above / "command.json")
     if any(step.is_dir() for step in folders.values()):

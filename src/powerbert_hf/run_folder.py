@@ -21,14 +21,16 @@ _MAY_CHANGE |= {"logging_steps", "logging_strategy", "logging_first_step", "log_
 _MAY_CHANGE |= {
     f"dataloader_{name}" for name in ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor")
 }
-# Nor does it when checkpoints are written, unless one of them is chosen.
+# Nor does it when checkpoints are written or the tuning split is looked at, unless a model is chosen by it, or a rate.
 _WHEN_SAVED = {"save_strategy", "save_steps", "save_total_limit"}
+_WHEN_SAVED |= {"do_eval", "eval_strategy", "eval_steps", "eval_delay"}
+_BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 
 # What a command's words do not tell.
 _INPUTS = {"data": "data with other texts or labels", "model_files": "a model with other files"}
 
 # What the steps leave there, each a model.
-_STEPS = ("fine_tuned", "searched", "final")
+STEPS = ("fine_tuned", "searched", "final")
 
 
 def name_of(model: str | Path) -> str:
@@ -39,7 +41,7 @@ def name_of(model: str | Path) -> str:
         ('bert-base-uncased', 'sst2', 'final')
     """
     path = Path(model)
-    return (path.parent.name if path.name in _STEPS else "") or path.name or str(model)
+    return (path.parent.name if path.name in STEPS else "") or path.name or str(model)
 
 
 def speedup_folder(speedup: float) -> str:
@@ -159,7 +161,8 @@ def _by_name(arguments: dict[str, Any]) -> dict[str, Any]:
 def _settled(arguments: dict[str, Any]) -> dict[str, Any]:
     """Options by name, less those that may change."""
     found = _by_name(arguments)
-    left_out = _MAY_CHANGE if found.get("load_best_model_at_end") else _MAY_CHANGE | _WHEN_SAVED
+    chosen = found.get("load_best_model_at_end") or found.get("lr_scheduler_type") in _BY_METRIC
+    left_out = _MAY_CHANGE if chosen else _MAY_CHANGE | _WHEN_SAVED
     return {name: value for name, value in found.items() if name not in left_out}
 
 

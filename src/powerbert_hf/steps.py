@@ -117,13 +117,13 @@ def search_configuration(
         retention_length=length,
         retention_soft_extract=soft_extract,
     )
-    if args.load_best_model_at_end:
-        # It is said for the other two steps.
+    if args.metric_for_best_model is not None:
         args = copy.copy(args)
+        # It is said for the other two steps: the best of a search hides nothing yet.
         args.load_best_model_at_end = False
-        # Else the last checkpoint would be removed, before masses are refined, and the best one be kept.
-        if args.save_strategy != "best":
-            args.metric_for_best_model = None
+        # Of one alone the last would be removed for the best, before masses are refined.
+        if args.save_total_limit == 1:
+            args.save_total_limit = 2
     trainer = _trainer(soft, data, args, teacher=_teacher(model, args), lengths=data.tune["length"])
     _run(trainer)
     masses = retention_mass(soft.retention_weights.detach()).tolist()
@@ -279,11 +279,8 @@ def check_training(args: PoWERTrainingArguments, data: TaskData) -> None:
         raise ValueError(
             "`--eval-do-concat-batches false` is not served: metrics are those of a whole split; leave it out."
         )
-    if args.save_only_model and args.save_strategy != "no":
-        raise ValueError(
-            "`--save-only-model` leaves checkpoints that no training goes on from; leave it out, or say "
-            "`--save-strategy no`."
-        )
+    if args.save_only_model:
+        raise ValueError("`--save-only-model` leaves checkpoints that no training goes on from; leave it out.")
     by_metric = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
     if args.load_best_model_at_end and args.lr_scheduler_type in by_metric:
         raise ValueError(
