@@ -7,6 +7,7 @@ and `powerbert report`: `runs/team/report.html` shows what changed, class by cla
 few steps on generated texts.
 """
 
+import hashlib
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,9 @@ def main(options: Options) -> int:
         inputs = dict(option.lstrip("-").split("=") for option in make_demo(Path(tempfile.mkdtemp()) / "demo"))
         options.model, options.csv_file = inputs["model"], inputs["eval-file"]
         more = ["--max-steps=3", "--max-train-samples=60", "--max-eval-samples=30", "--disable-tqdm=true"]
-    folder = Path(f"{options.output_dir}-split")
+    # Of another file it is another split, and another run.
+    digest = hashlib.sha256(Path(options.csv_file).read_bytes()).hexdigest()[:8]
+    folder = Path(f"{options.output_dir}-split-{digest}")
     # A run goes on with the rows that it began with.
     if not (Path(options.output_dir).is_dir() and folder.is_dir()):
         for name, rows in read_file(options.csv_file).train_test_split(0.1, seed=0).items():

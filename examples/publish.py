@@ -21,7 +21,7 @@ class Options:
 
     model: str | None = field(default=None, metadata={"help": "Folder of a faster model, such as `final/` of a run."})
     repo: str | None = field(default=None, metadata={"help": "Name on the Hub, such as user/faster."})
-    private: bool = field(default=True, metadata={"help": "Let nobody else see it yet."})
+    private: bool = field(default=True, metadata={"help": "Let nobody else see a new repository yet."})
     output_dir: str = field(default="published", metadata={"help": "Takes what `--smoke` would push."})
     smoke: bool = field(default=False, metadata={"help": "Push nothing."})
 

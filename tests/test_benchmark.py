@@ -97,6 +97,33 @@ def test_every_way_of_running_costs_what_its_padding_costs(host):
     assert (ours.config.retention_config, ours.config.retention_unit) == (KEEP, "words")
 
 
+def test_padding_in_what_is_measured_counts_for_nothing(host):
+    ours, features = host.make(retention_config=KEEP), features_of(10, 2, 8, 4)
+    padded = [
+        {name: [*values, *[0] * (12 - len(values))] for name, values in row.items()}
+        | {"attention_mask": [1] * len(row["input_ids"]) + [0] * (12 - len(row["input_ids"]))}
+        for row in features
+    ]
+    found, wanted = (benchmark.benchmark(ours, rows, 2, ["c"], repeats=1) for rows in (padded, features))
+    assert (found.predicted, found.mean_length, found.padded_to) == (wanted.predicted, 6.0, 10)
+    assert found.agreement == wanted.agreement
+
+
+def test_retention_weights_that_were_learned_stay(host):
+    ours = host.make(retention_mode="soft", retention_length=10, retention_config=KEEP)
+    with torch.no_grad():
+        ours.retention_weights.fill_(0.25)
+    ours.config.retention_mode = "hard"
+    benchmark.benchmark(ours, features_of(10, 4), repeats=1)
+    assert (ours.retention_weights == 0.25).all()
+
+
+@pytest.mark.parametrize("ways", [["c", "d2"], ["e"]])
+def test_ways_that_there_are_not_are_refused(host, ways):
+    with pytest.raises(ValueError, match=f"`e` with a `smaller` model, got '{ways[-1]}'"):
+        benchmark.benchmark(host.make(retention_config=KEEP), features_of(10, 4), ways=ways)
+
+
 def test_ratios_are_those_of_passes_beside_each_other():
     host = Host("bert")
     ours = host.make(retention_config=KEEP)

@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from conftest import WORDS, Host
 from powerbert_hf import data, labels, tasks, texts
+from powerbert_hf.checkpoint import load_tokenizer
 
 
 @pytest.fixture
@@ -473,6 +474,20 @@ def test_a_csv_column_has_the_type_of_all_its_rows(tmp_path, first, last, expect
     gc.collect()
 
 
+@pytest.mark.parametrize(
+    ("first", "later"), [("mixed", ["True", "false"]), ("V58.6", ["250.00", "1e3", "inf"]), ("True", ["1", "0"])]
+)
+def test_words_of_csv_stand_as_they_are_in_all_rows(tmp_path, first, later):
+    """`datasets` reads 10,000 at a time, and would write numbers and truth values in its own way."""
+    path = tmp_path / "rows.csv"
+    Dataset.from_dict({"text": ["a film"] * 10_003, "label": [first] * 10_000 + (later * 3)[:3]}).to_csv(path)
+    assert texts.read_file(str(path))["label"][-3:] == (later * 3)[:3]
+    # Of one kind they are what they were.
+    path.write_text("number,truth,empty\n250.00,True,\n1,false,\n,,\n")
+    frame = texts.read_file(str(path))
+    assert frame[:2] == {"number": [250.0, 1.0], "truth": [True, False], "empty": [None, None]}
+
+
 def test_a_json_column_has_the_type_of_all_its_rows(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [{"text": "a film" + " " * 1000, "label": 1, "note": None}] * 11_000 + [
@@ -509,6 +524,13 @@ def test_broken_files_are_refused(tmp_path, name, content):
 def test_limits_of_nothing_are_refused(frame, tokenizer, field):
     with pytest.raises(ValueError, match=f"`{field}` must be at least 1, got 0"):
         prepare(frame, tokenizer, **{field: 0})
+
+
+def test_a_tokenizer_truncates_to_what_the_model_takes(tokenizer, tmp_path):
+    tokenizer.model_max_length = int(1e30)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path, Host("bert").make_stock().config)
+    assert len(loaded("good " * 200, truncation=True)["input_ids"]) == 64
 
 
 def test_inputs_are_cut_at_what_the_model_takes(frame, tokenizer):

@@ -170,6 +170,33 @@ def test_penalty_is_the_weighted_mass_with_the_last_encoders_as_in_the_paper(hos
     assert ours.base_model(**batch).retention_penalty.item() == pytest.approx(1 * 9 + 2 * 5 + 3 * 1)
 
 
+def test_a_subclass_of_any_name_computes_its_loss(host, batch):
+    ours = host.make(retention_config=[8, 5, 2])
+    labels = torch.tensor([0, 1, 0, 1, 0])
+    mine = type("Toxicity", (type(ours),), {})(ours.config).eval()
+    mine.load_state_dict(ours.state_dict())
+    assert torch.equal(mine(**batch, labels=labels).loss, ours(**batch, labels=labels).loss)
+
+
+def test_embeddings_may_be_wrapped(host, batch):
+    class Wrapper(torch.nn.Module):
+        """As PEFT's, which has the weight alone."""
+
+        def __init__(self, wrapped):
+            super().__init__()
+            self.wrapped, self.weight = wrapped, wrapped.weight
+
+        def forward(self, ids):
+            return self.wrapped(ids)
+
+    ours = host.make(retention_config=[8, 5, 2])
+    wanted = ours(**batch).logits
+    ours.set_input_embeddings(Wrapper(ours.get_input_embeddings()))
+    assert torch.equal(ours(**batch).logits, wanted)
+    with pytest.raises(ValueError, match="must lie between 0 and"):
+        ours(input_ids=torch.full((1, 4), ours.config.vocab_size))
+
+
 def test_task_loss_reaches_the_retention_weights_of_all_encoders_but_the_last(host, batch, unit):
     ours = host.make(**SOFT[unit])
     ours(**batch, labels=torch.tensor([0, 1, 0, 1, 0])).loss.backward()

@@ -133,6 +133,11 @@ def test_inference_is_packed_and_nothing_else_is(host, batch, monkeypatch):
         assert not calls
         model(**batch)
         assert len(calls) == 1
+        # PEFT's on its layers, of which one may want to know all rows.
+        hook = list(model.base_model.encoder.encoders())[-1].register_forward_pre_hook(lambda *_: None)
+        model(**batch)
+        assert len(calls) == 1
+        hook.remove()
     with torch.inference_mode():
         model(input_ids=batch["input_ids"])
     assert len(calls) == 2

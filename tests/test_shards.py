@@ -81,6 +81,15 @@ def test_files_are_named_by_patterns_and_by_name_and_csv_is_answered_in_csv(fold
     assert (folder / "answers" / "more.csv").read_text().startswith("id,label,score\n100,")
 
 
+@pytest.mark.parametrize("pattern", ["rows/*", "rows/**/*.jsonl"])
+def test_a_pattern_may_cover_the_answers(folder, pattern):
+    command = ["predict", "model", f"--input={pattern}", "--output=rows/answers", "--keep-columns=id"]
+    assert cli.main(command) == 0
+    (folder / "rows" / "answers" / "part-2.jsonl").unlink()
+    assert cli.main(command) == 0
+    assert [row["id"] for row in read(folder / "rows" / "answers" / "part-2.jsonl")] == list(range(20, 26))
+
+
 def test_a_second_run_does_what_is_missing(folder, capsys):
     ask()
     wanted = content(folder / "answers")

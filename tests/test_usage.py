@@ -54,6 +54,15 @@ def test_pipeline_names_the_labels_and_sorts_all_of_them(ask):
         assert [answer["score"] for answer in answers] == pytest.approx(sorted(row.tolist(), reverse=True))
 
 
+def test_what_a_search_has_left_answers_in_batches_too(host, tokenizer, tmp_path):
+    host.make(**SOFT, **LABELS).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    asked = pipeline("text-classification", model=str(tmp_path))
+    assert asked.model.config.active_retention_mode == "soft"
+    one_by_one = [asked(text)[0]["score"] for text in TEXTS]
+    assert [answer["score"] for answer in asked(TEXTS, batch_size=3)] == pytest.approx(one_by_one, abs=1e-5)
+
+
 def test_pipeline_answers_alike_one_by_one_in_batches_and_from_a_generator(ask):
     asked = ask(**LABELS)
     one_by_one = [asked(text, top_k=None) for text in TEXTS]

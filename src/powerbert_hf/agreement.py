@@ -104,13 +104,17 @@ def log_probabilities(logits: Tensor, problem_type: str | None) -> Tensor:
 def same_retention_after(model: PreTrainedModel) -> Iterator[None]:
     """Whatever configuration is set meanwhile, afterwards the model has its own again, one that is off too.
 
+    So has it the retention weights that it may have learned.
+
     Args:
         model: of this package, not in soft mode.
     """
     before = {name: getattr(model.config, name) for name in RETENTION_FIELDS}
+    learned = model.retention_weights
     try:
         yield
     finally:
+        model.base_model.encoder.register_parameter("retention_weights", learned)
         for name, value in before.items():
             setattr(model.config, name, value)
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import compress
 from typing import Any, NamedTuple
 
 import torch
@@ -182,6 +183,11 @@ def make_batches(features: Features, batch_size: int, device: Any = None, width:
     return [pad(features[start : start + batch_size]) for start in range(0, len(features), batch_size)]
 
 
+def _without_padding(row: dict[str, Any]) -> dict[str, Any]:
+    real = row.get("attention_mask", [1])
+    return row if all(real) else {name: [*compress(values, real)] for name, values in row.items()}
+
+
 def interleaved_seconds(
     passes: dict[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
@@ -222,7 +228,8 @@ def benchmark(
 
     Args:
         ours: a classifier of this package, in hard mode.
-        features: tokenised inputs in the order of arrival: lists, one of them `input_ids`, truncated.
+        features: tokenised inputs in the order of arrival: lists, one of them `input_ids`, truncated; padding under
+            their mask is cut off.
         batch_size: texts in a batch.
         ways: of running, by their names in `WAYS`; `c` and `ours` are among them always.
         stock: upstream's class, brought to the dtype and device of ours; `None` is `ours.to_stock()`.
@@ -232,8 +239,11 @@ def benchmark(
         clock: seconds.
 
     Raises:
-        ValueError: where ours eliminates nothing, or with nothing eliminated does not answer as the stock model does.
+        ValueError: where ours eliminates nothing, or with nothing eliminated does not answer as the stock model does;
+            for a way that there is not, or that lacks its model.
     """
+    if unknown := [way for way in ways if way not in WAYS or (WAYS[way].model == "smaller" and smaller is None)]:
+        raise ValueError(f"Ways of running are {', '.join(WAYS)}, `e` with a `smaller` model, got {unknown[0]!r}.")
     if ours.config.active_retention_mode != "hard":
         raise ValueError(
             "A speed-up is that of a retention configuration, got a model "
@@ -241,6 +251,7 @@ def benchmark(
         )
     models = {"ours": ours, "stock": ours.to_stock() if stock is None else stock, "smaller": smaller}
     models = {name: model.to(ours.device, ours.dtype).eval() for name, model in models.items() if model is not None}
+    features = [_without_padding(row) for row in features]
     lengths = torch.tensor([len(row["input_ids"]) for row in features])
     padded_to = max(padded_to or 0, int(lengths.max()))
     by_length = [features[row] for row in lengths.argsort(stable=True).tolist()]

@@ -159,6 +159,8 @@ def load_tokenizer(model: str | Path, config: PreTrainedConfig) -> PreTrainedTok
         raise ValueError(f"The tokenizer must have a `pad_token` to make batches, got none in {model}; set one.")
     # On the left it would come to lie where classifiers read [CLS].
     tokenizer.padding_side = "right"
+    # Where its files do not say, it would truncate nothing.
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
     return tokenizer
 
 

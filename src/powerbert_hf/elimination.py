@@ -233,9 +233,11 @@ class RetentionEncoderMixin:
                 self._check_attention()
             published = self.config.retention_soft_extract == "published"
             learned = weights if published or not cls_only else weights[:-1]
-            penalty = retention_penalty(retention_mass(learned))
-            if self.training and penalty.requires_grad and not is_tracing():
-                warn_if_left_out(penalty, weights)
+            # To learn from: a batched pipeline shares out whatever else is in an output among its rows.
+            if torch.is_grad_enabled():
+                penalty = retention_penalty(retention_mass(learned))
+                if self.training and penalty.requires_grad and not is_tracing():
+                    warn_if_left_out(penalty, weights)
 
         kept, kept_positions = Kept(mask, positions), []
         all_queries = kwargs.get("output_attentions", self.config.output_attentions)

@@ -33,7 +33,7 @@ class PoWERSequenceClassifierOutput(SequenceClassifierOutput):
     """`SequenceClassifierOutput` and the two fields of [`PoWERModelOutput`].
 
     But in off mode, encoder L hands on [CLS] alone, so `kept_positions[-1]` and `hidden_states[-1]` have length 1. The
-    penalty leaves encoder L out, but with `retention_soft_extract="published"`.
+    penalty leaves encoder L out, but with `retention_soft_extract="published"`; without gradients there is none.
     """
 
     kept_positions: tuple[Tensor, ...] | None = None
@@ -230,7 +230,8 @@ class RetentionBaseModelMixin(RetentionModelMixin):
                 f"Inputs must have at most {longest} word-vectors, as many as the model has positions, got "
                 f"{inputs.shape[1]}; truncate them."
             )
-        known = self.get_input_embeddings().num_embeddings
+        # A wrapper of the embeddings, as of PEFT, need not say.
+        known = getattr(self.get_input_embeddings(), "num_embeddings", self.config.vocab_size)
         # Elsewhere a look at the numbers would wait for the device.
         on_cpu = inputs.device.type == "cpu" and form == "(B, T)"
         lowest, highest = (bound.item() for bound in inputs.aminmax()) if on_cpu else (0, 0)
@@ -251,6 +252,9 @@ class RetentionBaseModelMixin(RetentionModelMixin):
             return False
         # Any other implementation is one that the user means to have called.
         if self.config._attn_implementation not in ("eager", "sdpa"):
+            return False
+        # Nor does a hook expect inputs without padding, such as that of PEFT with an adapter for each row.
+        if any(module._forward_pre_hooks for module in self.encoder.modules()):
             return False
         # Without a word-vector at position 0 there is no [CLS] to begin with.
         if attention_mask is not None and not (
@@ -322,6 +326,11 @@ class RetentionSequenceClassifierMixin(RetentionModelMixin):
     """The forward of both classifiers, and the way back to upstream's."""
 
     upstream_class: type[PreTrainedModel]
+
+    def __init__(self, config: RetentionConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        # Upstream reads it off the name of the class; somebody's subclass has any.
+        self.loss_type = self.loss_type or "ForSequenceClassification"
 
     def to_stock(self) -> PreTrainedModel:
         """A copy as upstream's class: the same weights, nothing eliminated, nothing of this package left."""

@@ -105,14 +105,16 @@ def check_table(path: str | Path) -> dict[str, Any]:
         path: of the file.
 
     Returns:
-        What else its reader has to know: columns where 007 stands hold names, which a number would cut short.
+        What else its reader has to know: which columns hold words, and 007 is one. A reader goes by some thousand rows
+        at a time, and would make 7 of it, 250 of 250.00, or true of True, where all of these are numbers or truth
+        values.
 
     Raises:
         ValueError: where a row has more fields than the header, or a quotation has no end.
     """
     if _ending(path) not in ("csv", "tsv"):
         return {}
-    named: dict[str, Any] = {}
+    kinds: dict[str, set[str]] = {}
     for number, row in enumerate(read_rows(path), start=1):
         for column, found in row.items():
             if isinstance(found, Misfit):
@@ -120,9 +122,21 @@ def check_table(path: str | Path) -> dict[str, Any]:
                     f"{path} must have {len(row)} fields a row, as its header has, got {len(found.fields)} in row "
                     f"{number}: {shortened(found)}; put a text with a separator in quotation marks."
                 )
-            if isinstance(found, str) and _CODE.fullmatch(found):
-                named[column] = _as_it_stands
-    return {"converters": named} if named else {}
+            kinds_here = kinds.setdefault(column, set())
+            if found is not None and "word" not in kinds_here:
+                kinds_here.add(_kind(found))
+    words = {column: _as_it_stands for column, found in kinds.items() if "word" in found or len(found) > 1}
+    return {"converters": words} if words else {}
+
+
+def _kind(field: str) -> str:
+    if field.lower() in ("true", "false"):
+        return "truth value"
+    try:
+        float(field)
+    except ValueError:
+        return "word"
+    return "word" if _CODE.fullmatch(field) else "number"
 
 
 def _as_it_stands(field: str) -> str | None:

@@ -94,7 +94,10 @@ def find_shards(inputs: Sequence[str], output: str | Path) -> list[Shard]:
         elif Path(given).exists() or not glob.has_magic(given):
             found = [Path(given)]
         else:
-            found = [Path(path) for path in glob.glob(given, recursive=True)]
+            # Answers are no questions, where a pattern covers them too.
+            answers = Path(output).resolve()
+            found = [path for path in map(Path, glob.glob(given, recursive=True)) if path.is_file()]
+            found = [path for path in found if not path.resolve().is_relative_to(answers)]
         if not found:
             raise ValueError(f"`--input` must name files to read, got none in {given}; check the path.")
         for path in found:

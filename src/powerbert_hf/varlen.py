@@ -29,7 +29,8 @@ def takes_varlen(device: torch.device, dtype: torch.dtype, head_size: int) -> bo
         dtype: of the products.
         head_size: D/H.
     """
-    if device.type != "cuda":
+    # On ROCm, which goes by the same name, the log-sum-exp has another shape.
+    if device.type != "cuda" or torch.version.hip is not None:
         return False
     try:
         from torch.nn.attention.varlen import AuxRequest, varlen_attn  # noqa: F401
