@@ -183,7 +183,7 @@ def make_batches(features: Features, batch_size: int, device: Any = None, width:
     return [pad(features[start : start + batch_size]) for start in range(0, len(features), batch_size)]
 
 
-def _without_padding(row: dict[str, Any]) -> dict[str, Any]:
+def _without_padding(row: Mapping[str, Any]) -> Mapping[str, Any]:
     real = row.get("attention_mask", [1])
     return row if all(real) else {name: [*compress(values, real)] for name, values in row.items()}
 

@@ -330,7 +330,7 @@ class RetentionSequenceClassifierMixin(RetentionModelMixin):
     def __init__(self, config: RetentionConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         # Upstream reads it off the name of the class; somebody's subclass has any.
-        self.loss_type = self.loss_type or "ForSequenceClassification"
+        self.loss_type = getattr(self, "loss_type", None) or "ForSequenceClassification"
 
     def to_stock(self) -> PreTrainedModel:
         """A copy as upstream's class: the same weights, nothing eliminated, nothing of this package left."""
