@@ -133,8 +133,8 @@ class FilePredictor:
         self.columns = list(answer_for(config)(torch.zeros(config.num_labels)))
         if taken := sorted({*self.columns, *_REJECTED}.intersection(self.keep_columns)):
             raise ValueError(
-                "`--keep-columns` must leave room for the answer, and for what is said of rejected rows, got "
-                f"{taken[0]}; rename it in the input."
+                f"`--keep-columns` must leave room for the answer, got {taken[0]}, which an answer or a rejected row "
+                "has; rename it in the input."
             )
         self.tokenizer = load_tokenizer(model, config)
         self.classifier.to(_device())
