@@ -6,6 +6,8 @@ import torch
 
 import reference
 from conftest import without_dropout
+from powerbert_hf import encoder, retention
+from powerbert_hf.encoder import ranking_attention
 
 HARD = {
     "words": {"retention_config": [8, 5, 3], "retention_unit": "words"},
@@ -327,3 +329,52 @@ def test_arrays_are_configurations(host, kind):
     model.set_retention(kind([0.75, 0.5, 0.25]), "fraction")
     assert model.config.retention_config == [0.75, 0.5, 0.25]
     assert {type(entry) for entry in model.config.retention_config} == {float}
+
+
+def test_the_ranking_has_no_gradient(host, batch, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        encoder, "rank", lambda received, mask: seen.append(received) or retention.rank(received, mask)
+    )
+    host.make(retention_config=[8, 5, 3])(**batch)
+    assert [received.requires_grad for received in seen] == [False, False]
+
+
+def test_rankings_are_compared_where_word_vectors_are_ranked(host, batch):
+    """Encoder 1 ranks all, encoder 2 what is left, encoder 3 nothing."""
+    ours = host.make(retention_config=[8, 5, 3])
+    wanted = torch.rand(5, 12, generator=torch.Generator().manual_seed(7)) + 0.1
+    outputs = ours(**batch, wanted_significance=wanted, output_kept_positions=True, output_hidden_states=True)
+    entered = torch.arange(12).where(batch["attention_mask"].bool(), -1), outputs.kept_positions[0]
+    expected = []
+    for layer, states, positions in zip(
+        ours.base_model.encoder.encoders(), outputs.hidden_states, entered, strict=False
+    ):
+        received = ranking_attention(layer).significance_of(states, positions >= 0)
+        rows = []
+        for row in range(5):
+            there = positions[row] > 0
+            aim, given = wanted[row, positions[row][there]], received[row, there]
+            aim, given = aim / aim.sum(), given / given.sum()
+            rows += [(aim * (aim / given).log()).sum()] if there.any() else []
+        expected.append(torch.stack(rows).mean())
+    assert outputs.ranking_divergence.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-4)
+    attention = ranking_attention(next(iter(ours.base_model.encoder.encoders())))
+    (gradient,) = torch.autograd.grad(outputs.ranking_divergence, attention.query.weight)
+    assert gradient.abs().max() > 0
+    assert ours(**batch).ranking_divergence is None
+    assert host.make()(**batch, wanted_significance=wanted).ranking_divergence is None
+
+
+def test_what_is_hidden_is_not_ranked_and_masses_do_not_learn_by_rankings(host, batch):
+    """A soft model that hides says what the hard one says."""
+    wanted = torch.rand(5, 12, generator=torch.Generator().manual_seed(7)) + 0.1
+    hard = host.make(retention_config=[8, 5, 3])
+    soft = host.make(retention_mode="soft", retention_length=12, retention_soft_extract="hide")
+    soft.load_state_dict(hard.state_dict(), strict=False)
+    with torch.no_grad():
+        soft.retention_weights.copy_(torch.arange(12) < torch.tensor([[8], [5], [1]]))
+    expected, found = (model(**batch, wanted_significance=wanted).ranking_divergence for model in (hard, soft))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+    found.backward()
+    assert soft.retention_weights.grad is None or not soft.retention_weights.grad.any()

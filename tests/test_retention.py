@@ -32,14 +32,18 @@ def test_significance_equals_reference(width):
     torch.testing.assert_close(result, torch.tensor(expected), atol=1e-5, rtol=1e-5)
 
 
-def test_significance_has_no_gradient_and_does_not_see_padding():
+def test_significance_and_its_gradient_do_not_see_padding():
     torch.manual_seed(0)
     query, key = torch.randn(2, 1, 2, 9, 4, requires_grad=True)
     alone = retention.significance(query[:, :, :5], key[:, :, :5])
     padded = retention.significance(query, key, torch.arange(9)[None] < 5)
-    assert not alone.requires_grad
     torch.testing.assert_close(padded[:, :5], alone, atol=1e-6, rtol=0)
     assert torch.equal(padded[:, 5:], torch.zeros(1, 4))
+    worth = torch.arange(5.0)
+    wanted = torch.autograd.grad((alone * worth).sum(), (query, key))
+    found = torch.autograd.grad((padded[:, :5] * worth).sum(), (query, key))
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+    assert all(gradient.abs().max() > 0.01 for gradient in found)
 
 
 def test_significance_of_half_precision_is_summed_in_float32():
@@ -228,3 +232,18 @@ def test_clamp_keeps_weights_in_range_and_cls_at_one():
 def test_unusable_configurations_are_refused_in_one_sentence(config, unit, message):
     with pytest.raises(ValueError, match=message):
         retention.check_retention_config(config, 3, unit, 64)
+
+
+def test_rankings_are_apart_by_the_divergence_of_shares_among_those_that_count():
+    received = torch.tensor([[9.0, 1.0, 3.0, 5.0], [9.0, 2.0, 2.0, 5.0], [1.0, 1.0, 1.0, 1.0]], requires_grad=True)
+    wanted = torch.tensor([[7.0, 2.0, 2.0, 0.0], [0.0, 30.0, 10.0, 0.0], [1.0, 2.0, 3.0, 4.0]])
+    counted = torch.tensor([[False, True, True, False], [False, True, True, False], [False] * 4])
+    found = retention.ranking_divergence(received, wanted, counted)
+    first = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    second = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert found.item() == pytest.approx((first + second) / 2, abs=1e-6)
+    found.backward()
+    assert received.grad.isfinite().all()
+    assert (received.grad != 0).tolist() == counted.tolist()
+    assert retention.ranking_divergence(received, 3 * received, counted).item() == pytest.approx(0, abs=1e-6)
+    assert retention.ranking_divergence(received, wanted, counted & False).item() == 0

@@ -942,6 +942,25 @@ def test_a_teacher_has_its_share_of_the_loss(host, batch, dataset, tmp_path):
     assert trainer.compute_loss(model, inputs).item() == pytest.approx(outputs.loss.item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_a_teacher_of_this_package_teaches_what_to_rank_by(host, batch, dataset, tmp_path, mode):
+    model, teacher = without_dropout(host.make(**MODES[mode])), host.make()
+    args = PoWERTrainingArguments(str(tmp_path), distillation=0.75, retention_lambda=0.0, use_cpu=True)
+    trainer = PoWERTrainer(model, args, train_dataset=dataset, teacher=teacher)
+    inputs = {**batch, "labels": torch.tensor([0, 1, 0, 1, 0])}
+    answers = teacher(**batch, output_hidden_states=True)
+    wanted = teacher.significance_of_all(answers.hidden_states, batch["attention_mask"])
+    model.train()
+    outputs = model(**inputs, wanted_significance=wanted)
+    assert outputs.ranking_divergence > 1e-4
+    far = distillation_loss(outputs.logits, answers.logits, "single_label_classification") + outputs.ranking_divergence
+    expected = 0.25 * outputs.loss + 0.75 * far
+    assert trainer.compute_loss(model, inputs).item() == pytest.approx(expected.item(), abs=1e-5)
+    # One that eliminates something cannot tell.
+    teacher.set_retention([0.9, 0.8, 0.1], unit="fraction")
+    assert trainer._ask_teacher(inputs, ranking=True)[1] is None
+
+
 def test_a_teacher_that_does_not_say_its_kind_of_task_has_the_models(host, batch, dataset, tmp_path):
     model, teacher = without_dropout(host.make(**HARD)), host.make_stock()
     model.config.problem_type = "multi_label_classification"

@@ -56,7 +56,7 @@ class RetentionConfig(PreTrainedConfig):
     retention_soft_extract: str = "multiply"
 
     upstream_model_type: ClassVar[str] = ""
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["kept_positions", "retention_penalty"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["kept_positions", "retention_penalty", "ranking_divergence"]
 
     def __post_init__(self, **kwargs: Any) -> None:
         # An upstream configuration as a dictionary brings its own type along.

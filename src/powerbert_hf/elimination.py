@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, is_tracing, logging
 
-from .encoder import Extract, Kept, Rule, SoftExtract
+from .encoder import Extract, Kept, Rule, SoftExtract, ranking_apart
 from .packing import Packed
 from .retention import (
     RetentionMode,
@@ -41,10 +41,13 @@ class PoWERModelOutput(BaseModelOutputWithPooling):
             example keeps fewer. `hidden_states[j]` and `attentions[j]` shrink alike.
         retention_penalty (`Tensor`, *optional*, in soft mode):
             `sum_j j * mass(j)`.
+        ranking_divergence (`Tensor`, *optional*, with `wanted_significance`):
+            The mean over the encoders that rank, see `retention.ranking_divergence`.
     """
 
     kept_positions: tuple[Tensor, ...] | None = None
     retention_penalty: Tensor | None = None
+    ranking_divergence: Tensor | None = None
 
 
 def warn_if_left_out(penalty: Tensor, weights: Tensor) -> None:
@@ -178,6 +181,7 @@ class RetentionEncoderMixin:
         attention_mask: Tensor | None = None,
         cls_only: bool = False,
         output_kept_positions: bool = False,
+        wanted_significance: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> PoWERModelOutput:
         """`BertEncoder.forward`, `AlbertTransformer.forward` (transformers 5.23), with a mask and a rule per encoder.
@@ -187,6 +191,7 @@ class RetentionEncoderMixin:
             attention_mask: (B, T), nonzero where real; `None` if all are.
             cls_only: whether only [CLS] is read of the result.
             output_kept_positions: whether to return which word-vectors leave each encoder.
+            wanted_significance: (B, T), of a teacher, see [`PoWERModelOutput`].
             kwargs: for the attention implementation.
 
         Raises:
@@ -239,7 +244,8 @@ class RetentionEncoderMixin:
                 if self.training and penalty.requires_grad and not is_tracing():
                     warn_if_left_out(penalty, weights)
 
-        kept, kept_positions = Kept(mask, positions), []
+        kept, kept_positions = Kept(mask, positions, wanted=wanted_significance), []
+        apart: list[Tensor] = []
         all_queries = kwargs.get("output_attentions", self.config.output_attentions)
         rules = self.rules(mode, weights, lengths, width, cls_only, all_queries)
         backend_mask = mask_made_for = None
@@ -257,6 +263,8 @@ class RetentionEncoderMixin:
                     hiding = self._hiding_mask(kept.weights, kept.mask, hidden_states.dtype)
                     backend_mask = hiding.expand(-1, 1, queried.shape[1], -1)
                 mask_made_for = kept
+            if kept.wanted is not None and rule is not None and not (isinstance(rule, Extract) and rule.cls_only):
+                apart.append(ranking_apart(encoder, hidden_states, kept))
             # All positional: gradient checkpointing sees only these, and the hooks take hidden states from the first.
             hidden_states, kept = encoder(hidden_states, backend_mask, kept, rule, **kwargs)
             if kept.weights is not None and torch.is_grad_enabled() and not kept.weights.requires_grad:
@@ -267,6 +275,7 @@ class RetentionEncoderMixin:
             last_hidden_state=hidden_states,
             kept_positions=tuple(kept_positions) if output_kept_positions else None,
             retention_penalty=penalty,
+            ranking_divergence=torch.stack(apart).mean() if apart else None,
         )
 
     def _check_reentrant(self) -> None:

@@ -15,7 +15,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from .packing import Packed, attend_all, attend_and_rank
-from .retention import attention_received, extract, rank, significance, soft_extract, weights_by_position
+from .retention import (
+    attention_received,
+    extract,
+    rank,
+    ranking_divergence,
+    significance,
+    soft_extract,
+    weights_by_position,
+)
 
 
 class Kept(NamedTuple):
@@ -27,11 +35,13 @@ class Kept(NamedTuple):
     """(B, T), the position in the input of each, -1 where not real; `None` if nobody asked."""
     weights: Tensor | None = None
     """(B, T) in [0, 1], how much Soft-extract has left of each; `None` is all of it."""
+    wanted: Tensor | None = None
+    """(B, T), the significance that a teacher gives each; `None` without one."""
 
     def extract(self, order: Tensor, rule: "Extract", *vectors: Tensor) -> tuple["Kept", list[Tensor]]:
         """Keep what `rule` says of the word-vectors, and of each (B, T, D) in `vectors`."""
         kept = extract(order, rule.width, rule.counts)
-        mask, positions, weights = [None if part is None else part.gather(1, kept) for part in self]
+        mask, positions, weights, wanted = [None if part is None else part.gather(1, kept) for part in self]
         places = torch.arange(rule.width, device=kept.device)
         if mask is not None:
             # What stays at position 0 is attended to from here on, whatever its mask said.
@@ -47,7 +57,7 @@ class Kept(NamedTuple):
             chosen = (kept + example * part.shape[1]).flatten()
             return part.flatten(0, 1).index_select(0, chosen).unflatten(0, kept.shape)
 
-        return Kept(mask, positions, weights), [rows(part) for part in vectors]
+        return Kept(mask, positions, weights, wanted), [rows(part) for part in vectors]
 
     def hide(self, order: Tensor, rule: "SoftExtract") -> "Kept":
         """Leave less of the word-vectors, as `rule` says; what an encoder has removed, no later one brings back."""
@@ -146,19 +156,23 @@ class RankingAttentionMixin:
             order = torch.zeros(queried.shape[:2], dtype=torch.long, device=queried.device)
         elif rule is not None:
             exact = not self.training and weights is not None and weights.dtype == torch.float32
-            if exact and self.config._attn_implementation == "eager":
-                received = attention_received(weights, kept.mask, kept.weights)
-            else:
-                received = significance(query, key, kept.mask, self.scaling, kept.weights)
-            order = rank(received, kept.mask)
+            with torch.no_grad():
+                if exact and self.config._attn_implementation == "eager":
+                    received = attention_received(weights, kept.mask, kept.weights)
+                else:
+                    received = significance(query, key, kept.mask, self.scaling, kept.weights)
+                order = rank(received, kept.mask)
         return context.reshape(*queried.shape[:-1], -1).contiguous(), weights, order
 
-    def significance_of(self, hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What `attend` ranks by, for whoever wants to look at it.
+    def significance_of(
+        self, hidden_states: Tensor, mask: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
+        """What `attend` ranks by, for whoever wants to look at it or to learn it.
 
         Args:
             hidden_states: (B, T, D), what the encoder receives.
             mask: (B, T), true where real; `None` if all are.
+            weights: (B, T), how much Soft-extract has left of each; `None` is all of it.
 
         Returns:
             (B, T), see `retention.significance`.
@@ -167,7 +181,7 @@ class RankingAttentionMixin:
             projection(hidden_states).unflatten(-1, (-1, self.attention_head_size)).transpose(1, 2)
             for projection in (self.query, self.key)
         )
-        return significance(query, key, mask, self.scaling)
+        return significance(query, key, mask, self.scaling, weights)
 
     def attend_packed(self, hidden_states: Tensor, packed: Packed, rule: Rule) -> tuple[Tensor, None, Tensor | None]:
         """The same for packed word-vectors (1, S, D), without gradient: context of those that stay, and their rows."""
@@ -189,6 +203,33 @@ class RankingAttentionMixin:
         else:
             context = attend_all(query, key, value, packed, self.scaling)
         return context.flatten(1)[None], None, rows
+
+
+def ranking_attention(encoder: nn.Module) -> Any:
+    """The [`RankingAttentionMixin`] of an encoder of either host."""
+    return next(module for module in encoder.modules() if isinstance(module, RankingAttentionMixin))
+
+
+def ranking_apart(encoder: nn.Module, hidden_states: Tensor, kept: Kept) -> Tensor:
+    """How far what an encoder ranks by is from what a teacher wants, see `retention.ranking_divergence`.
+
+    [CLS] stays whatever its rank, so it does not count, and nor do word-vectors of which nothing is left.
+
+    Args:
+        encoder: of either host.
+        hidden_states: (B, T, D), what it receives.
+        kept: which word-vectors these are, `wanted` among it.
+
+    Returns:
+        A scalar, without gradient for the weights in `kept`.
+    """
+    assert kept.wanted is not None
+    weights = None if kept.weights is None else kept.weights.detach()
+    counted = torch.arange(hidden_states.shape[1], device=hidden_states.device).expand(kept.wanted.shape) > 0
+    for part in (kept.mask, None if weights is None else weights > 0):
+        counted = counted if part is None else counted & part
+    received = ranking_attention(encoder).significance_of(hidden_states, kept.mask, weights)
+    return ranking_divergence(received, kept.wanted, counted)
 
 
 def retain(

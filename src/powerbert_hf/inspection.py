@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from .encoder import RankingAttentionMixin
+from .encoder import ranking_attention
 from .predict import answer_for
 from .texts import check_asked, input_limit, is_text
 
@@ -152,8 +152,7 @@ def _look(model: PreTrainedModel, batch: Any) -> Iterator[tuple[list[list[int]],
     for encoder, states, positions in zip(
         model.base_model.encoder.encoders(), outputs.hidden_states, entered, strict=False
     ):
-        attention = next(module for module in encoder.modules() if isinstance(module, RankingAttentionMixin))
-        received.append(attention.significance_of(states, positions >= 0))
+        received.append(ranking_attention(encoder).significance_of(states, positions >= 0))
     answer = answer_for(model.config)
     for row, logits in enumerate(outputs.logits.float().cpu()):
         yield (

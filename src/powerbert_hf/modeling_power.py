@@ -21,6 +21,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_powerbert import RETENTION_FIELDS, RetentionConfig
 from .elimination import PoWERModelOutput, RetentionEncoderMixin
+from .encoder import ranking_attention
 from .packing import Packed, pack, surplus
 from .varlen import takes_varlen
 
@@ -30,7 +31,7 @@ _SHORT = 128
 
 @dataclass
 class PoWERSequenceClassifierOutput(SequenceClassifierOutput):
-    """`SequenceClassifierOutput` and the two fields of [`PoWERModelOutput`].
+    """`SequenceClassifierOutput` and the three fields of [`PoWERModelOutput`].
 
     But in off mode, encoder L hands on [CLS] alone, so `kept_positions[-1]` and `hidden_states[-1]` have length 1. The
     penalty leaves encoder L out, but with `retention_soft_extract="published"`; without gradients there is none.
@@ -38,6 +39,7 @@ class PoWERSequenceClassifierOutput(SequenceClassifierOutput):
 
     kept_positions: tuple[Tensor, ...] | None = None
     retention_penalty: Tensor | None = None
+    ranking_divergence: Tensor | None = None
 
 
 class RetentionModelMixin(PreTrainedModel):
@@ -94,6 +96,22 @@ class RetentionModelMixin(PreTrainedModel):
                     f"{wanted[-1]}; leave it out, or pass `ignore_mismatched_sizes=True` to let them start at 1 again."
                 )
         return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+
+    def significance_of_all(self, hidden_states: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
+        """The attention that each word-vector receives in all encoders of a model that eliminates nothing.
+
+        Args:
+            hidden_states: L or more of (B, T, D), what each encoder receives, as `output_hidden_states=True` has it.
+            mask: (B, T), nonzero where real; `None` if all are.
+
+        Returns:
+            (B, T) in float32, the sum over the encoders.
+        """
+        real = None if mask is None else mask.bool()
+        encoders = zip(self.base_model.encoder.encoders(), hidden_states, strict=False)
+        return torch.stack(
+            [ranking_attention(encoder).significance_of(states, real) for encoder, states in encoders]
+        ).sum(dim=0)
 
     @property
     def retention_weights(self) -> nn.Parameter | None:
@@ -185,9 +203,10 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         inputs_embeds: Tensor | None = None,
         cls_only: bool = False,
         output_kept_positions: bool = False,
+        wanted_significance: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> PoWERModelOutput:
-        """`BertModel.forward` and `AlbertModel.forward` (transformers 5.23), less decoding, plus two arguments.
+        """`BertModel.forward` and `AlbertModel.forward` (transformers 5.23), less decoding, plus three arguments.
 
         Args:
             input_ids: (B, T).
@@ -199,6 +218,8 @@ class RetentionBaseModelMixin(RetentionModelMixin):
                 Without gradients, and with nothing else asked for, the word-vectors are packed and [CLS] is all that
                 returns.
             output_kept_positions: whether to return which word-vectors leave each encoder.
+            wanted_significance: (B, T), what a teacher's word-vectors receive, see [`significance_of_all`]; then the
+                output says how far from it the encoders rank.
             kwargs: as upstream.
 
         Raises:
@@ -210,13 +231,16 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         if not torch.compiler.is_compiling():
             self._check_inputs(inputs, position_ids)
-        if cls_only and not output_kept_positions and self._can_pack(inputs, attention_mask, kwargs):
+        asked = {**kwargs, "output_kept_positions": output_kept_positions, "wanted_significance": wanted_significance}
+        if cls_only and self._can_pack(inputs, attention_mask, asked):
             cls = self._packed_cls(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
             return PoWERModelOutput(last_hidden_state=cls, pooler_output=self.pool(cls))
         embedded = self.embeddings(
             input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids, inputs_embeds=inputs_embeds
         )
-        outputs = self.encoder(embedded, attention_mask, cls_only, output_kept_positions, **kwargs)
+        outputs = self.encoder(
+            embedded, attention_mask, cls_only, output_kept_positions, wanted_significance, **kwargs
+        )
         outputs.pooler_output = self.pool(outputs.last_hidden_state)
         return outputs
 
@@ -352,6 +376,7 @@ class RetentionSequenceClassifierMixin(RetentionModelMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         output_kept_positions: bool = False,
+        wanted_significance: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> PoWERSequenceClassifierOutput:
         """`BertForSequenceClassification.forward` (transformers 5.23), less the outputs that it drops.
@@ -364,6 +389,7 @@ class RetentionSequenceClassifierMixin(RetentionModelMixin):
             inputs_embeds: (B, T, E), in place of `input_ids`.
             labels: (B,), or (B, labels) for several labels; the loss follows `config.problem_type` as upstream.
             output_kept_positions: whether to return which word-vectors leave each encoder.
+            wanted_significance: (B, T), as the base model takes it.
             kwargs: as upstream.
         """
         outputs = self.base_model(
@@ -374,6 +400,7 @@ class RetentionSequenceClassifierMixin(RetentionModelMixin):
             inputs_embeds=inputs_embeds,
             cls_only=True,
             output_kept_positions=output_kept_positions,
+            wanted_significance=wanted_significance,
             return_dict=True,
             **kwargs,
         )
@@ -388,4 +415,5 @@ class RetentionSequenceClassifierMixin(RetentionModelMixin):
             attentions=outputs.attentions,
             kept_positions=outputs.kept_positions,
             retention_penalty=outputs.retention_penalty,
+            ranking_divergence=outputs.ranking_divergence,
         )

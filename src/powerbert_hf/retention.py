@@ -28,7 +28,8 @@ Where the paper and IBM's code (https://github.com/IBM/PoWER-BERT) leave room or
 * [CLS], position 0, always takes rank 0 and stays, in Extract (as the code) and in Soft-extract (unlike the code).
 * Equal significance: the lower position first. Kept word-vectors stay in ascending order.
 * Counts round the mass up (paper), never below 1; the code rounds down.
-* The ranking has no gradient, in the paper, in the code and here.
+* The ranking has no gradient, in the paper, in the code and here. What it ranks by can learn from a teacher all the
+  same (`ranking_divergence`).
 * Soft-extract multiplies, as in the paper, or hides (`hiding_bias`): later encoders attend to a word-vector of weight
   w only w times as much. Searches for a speed-up hide.
 """
@@ -53,11 +54,13 @@ _MASS_SLACK = 1e-4
 # Of a word-vector of which less is left, nothing is. A high score makes up for any weight but 0, and the gradient of a
 # weight can be a quarter of one over it.
 _NOTHING_LEFT = 1e-4
+# Of which a logarithm is still a number, and one of which nothing is left but a number.
+_NO_ATTENTION = 1e-9
+_NO_SHARE = -1e4
 # Further right than any position. A constant: not every exporter can multiply by a symbolic size.
 _BEYOND = 1 << 32
 
 
-@torch.no_grad()
 def significance(
     query: Tensor,
     key: Tensor,
@@ -75,7 +78,7 @@ def significance(
         weights: (B, T) in [0, 1], how much of each word-vector is left (Soft-extract); `None` is all of it.
 
     Returns:
-        (B, T) in float32, without gradient. A word-vector's attention to itself is not counted. Scores are multiplied
+        (B, T) in float32. A word-vector's attention to itself is not counted. Scores are multiplied
         in the dtype of `query`, as eager attention does; softmax and sums are in float32.
 
     Example:
@@ -96,7 +99,6 @@ def significance(
     return attention_received(scores.softmax(dim=-1, dtype=torch.float32), mask, weights)
 
 
-@torch.no_grad()
 def attention_received(attention: Tensor, mask: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
     """The significance, from attention probabilities that have been computed already.
 
@@ -106,7 +108,7 @@ def attention_received(attention: Tensor, mask: Tensor | None = None, weights: T
         weights: (B, T) in [0, 1], how much each row's vote counts; `None` is 1.
 
     Returns:
-        (B, T) in float32, without gradient.
+        (B, T) in float32.
 
     Example:
         >>> attention_received(torch.tensor([[[[0.25, 0.75], [0.5, 0.5]]]]))
@@ -135,6 +137,33 @@ def hiding_bias(weights: Tensor) -> Tensor:
     """
     left = weights > _NOTHING_LEFT
     return weights.where(left, 1.0).log().where(left, torch.finfo(weights.dtype).min)
+
+
+def ranking_divergence(received: Tensor, wanted: Tensor, counted: Tensor) -> Tensor:
+    """How far the attention that word-vectors receive is from what a teacher gives them, as shares of it.
+
+    The ranking has no gradient, but what it ranks by has: so encoders learn which word-vectors later ones will need.
+    Distilled rankings are those of ToP (Li et al., KDD 2023, https://arxiv.org/abs/2306.14393), by another loss.
+
+    Args:
+        received: (B, T) significance, from `significance`.
+        wanted: (B, T), the teacher's, of any scale.
+        counted: (B, T), true for the word-vectors that are ranked; rows without any count for nothing.
+
+    Returns:
+        A scalar, the mean Kullback-Leibler divergence of the teacher's shares. Zero for equal ones.
+
+    Example:
+        >>> received = torch.tensor([[9.0, 1.0, 3.0]])
+        >>> ranking_divergence(received, 2 * received, torch.tensor([[False, True, True]])).item()
+        0.0
+    """
+    given, aim = (
+        part.float().clamp(min=_NO_ATTENTION).log().masked_fill(~counted, _NO_SHARE).log_softmax(dim=1)
+        for part in (received, wanted)
+    )
+    apart = (aim.exp() * (aim - given)).masked_fill(~counted, 0.0)
+    return apart.sum() / counted.any(dim=1).sum().clamp(min=1)
 
 
 def rank(significance: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -70,7 +70,8 @@ class PoWERTrainingArguments(TrainingArguments):
         retraining_learning_rate (`float`, *optional*):
             Learning rate of the third step, see [`steps.retrain`]; `None` takes `learning_rate`.
         distillation (`float`, *optional*):
-            Share of the loss, from 0 to 1, that is the distance to the answers of a teacher, see [`PoWERTrainer`].
+            Share of the loss, from 0 to 1, that is the distance to the answers of a teacher, and to its rankings, see
+            [`PoWERTrainer`].
     """
 
     speedup: float | None = field(
@@ -92,8 +93,8 @@ class PoWERTrainingArguments(TrainingArguments):
     distillation: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the loss, in search and re-training, for answering as the fine-tuned model does; 0.9 on "
-            "the command line, but for --paper."
+            "help": "Share of the loss, in search and re-training, for answering as the fine-tuned model does, and "
+            "ranking words as it does; 0.9 on the command line, but for --paper."
         },
     )
 
@@ -197,7 +198,9 @@ class PoWERTrainer(Trainer):
 
     Args:
         args: for `Trainer`.
-        teacher: a classifier whose answers `args.distillation` of the loss asks for; without it that is left out.
+        teacher: a classifier whose answers `args.distillation` of the loss asks for; without it that is left out. Of
+            one of this package that eliminates nothing the rankings are asked for too, see
+            `retention.ranking_divergence`.
         lengths: real word-vectors of inputs such as those that the model will see, on which `args.speedup` is
             predicted; `None` takes those of `train_dataset`. Of several processes all lengths count.
         kwargs: for `Trainer`.
@@ -422,7 +425,7 @@ class PoWERTrainer(Trainer):
             return
         # As many in every process, since losses are summed over all of them.
         batches = batches[:least]
-        wanted = [self._teachers_answers(inputs) for inputs in batches]
+        wanted = [self._ask_teacher(inputs)[0] for inputs in batches]
         items = [self._get_num_items_in_batch([inputs], self.args.device) for inputs in batches]
         # The last batch may have a single row, which is not to count as much as all of another.
         rows = torch.tensor([float(find_batch_size(inputs)) for inputs in batches], device=self.args.device)
@@ -474,21 +477,31 @@ class PoWERTrainer(Trainer):
         finally:
             self._refining = False
 
-    def _teachers_answers(self, inputs: dict[str, Any]) -> Tensor | None:
+    def _ask_teacher(self, inputs: dict[str, Any], ranking: bool = False) -> tuple[Tensor | None, Tensor | None]:
+        """The teacher's answers, and what its word-vectors receive if that is asked for and it can tell."""
         if self.teacher is None or not self.args.distillation:
-            return None
+            return None, None
+        config: Any = self.teacher.config
+        ranking = ranking and getattr(config, "active_retention_mode", None) == "off"
         # In the precision of the model that is trained, which is autocast by itself.
         with torch.no_grad(), self.accelerator.autocast():
             asked = {name: value for name, value in inputs.items() if name != "labels"}
-            return self.teacher(**asked, return_dict=True).logits
+            outputs = self.teacher(**asked, output_hidden_states=ranking, return_dict=True)
+            if not ranking:
+                return outputs.logits, None
+            mask = inputs.get("attention_mask")
+            return outputs.logits, self.teacher.significance_of_all(outputs.hidden_states, mask)
 
     def _with_teacher(self, loss: Tensor, outputs: Any, wanted: Tensor | None, steps: int = 1) -> Tensor:
-        """The task's loss and how far the answers are from the teacher's, which counts as one of `steps`."""
+        """The task's loss and how far answers and rankings are from the teacher's, which counts as one of `steps`."""
         if self.teacher is None or wanted is None:
             return loss
         # Upstream's loss notes it in the configuration of the model that it trains.
         problem_type = self.teacher.config.problem_type or self.model.config.problem_type
         far = distillation_loss(outputs["logits"], wanted, problem_type)
+        if (apart := outputs.get("ranking_divergence")) is not None:
+            # Of `nn.DataParallel` one for each replica that had rows.
+            far = far + apart.mean()
         return (1 - self.args.distillation) * loss + self.args.distillation * far / steps
 
     def compute_loss(
@@ -499,6 +512,11 @@ class PoWERTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The task's loss; while training, the teacher's part and, in soft mode, lambda times the penalty (3.3)."""
+        answers = None
+        if model.training:
+            answers, significance = self._ask_teacher(inputs, ranking=True)
+            if significance is not None:
+                inputs = {**inputs, "wanted_significance": significance}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if not model.training:
             return (loss, outputs) if return_outputs else loss
@@ -507,7 +525,7 @@ class PoWERTrainer(Trainer):
         scaled = getattr(self, "loss_is_scaled_for_ga", None)
         scaled = self.compute_loss_func is not None if scaled is None else scaled
         steps = self.current_gradient_accumulation_steps if scaled else 1
-        loss = self._with_teacher(loss, outputs, self._teachers_answers(inputs), steps)
+        loss = self._with_teacher(loss, outputs, answers, steps)
         penalty = outputs.get("retention_penalty") if isinstance(outputs, dict) else None
         if penalty is not None:
             # Of `nn.DataParallel` one for each replica that had rows.
