@@ -116,10 +116,7 @@ def main(options: Options) -> None:
     if options.epochs is not None:
         training |= {"num_train_epochs": options.epochs, "max_steps": -1}
 
-    data_args = DataArguments()
-    # Names of columns are parted already.
-    vars(data_args).update(asked)
-    data = load_data(data_args, start, training["seed"], fine_tuned=not options.smoke)
+    data = load_data(DataArguments.settled(asked), start, training["seed"], fine_tuned=not options.smoke)
     args = PoWERTrainingArguments(
         f"{options.output_dir}/checkpoints",
         warmup_steps=0.1,

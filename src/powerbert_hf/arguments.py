@@ -4,6 +4,7 @@
 
 import csv
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 
 def split_names(typed: str | list[str] | None) -> list[str] | None:
@@ -20,6 +21,13 @@ def split_names(typed: str | list[str] | None) -> list[str] | None:
 
 class ColumnNames:
     """Options that may name columns with commas between them."""
+
+    @classmethod
+    def settled(cls, fields: dict[str, Any]) -> Self:
+        """Options as a run has noted them: names are parted already, and one with a comma would be parted again."""
+        options = cls()
+        vars(options).update(fields)
+        return options
 
     def __post_init__(self) -> None:
         for name in ("text_columns", "label_column", "keep_columns"):

@@ -56,7 +56,7 @@ class HoldBudget(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the masses a little, for this step."""
-        # Else the loss would be said not to be.
+        # Else the loss would be said not to be finite.
         finite_masses(self.weights)
         self.kept = self.weights.detach().cpu().double()
         masses = self.budget.scatter(retention_mass(self.kept), state.global_step, state.max_steps)

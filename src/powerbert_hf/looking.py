@@ -126,9 +126,7 @@ def _data_of(run: Run) -> TaskData:
     for model in (run.base, run.folder / "final"):
         if not model.is_dir():
             raise ValueError(f"The models must be where the run has left them, got none in {model}; restore them.")
-    options = DataArguments()
-    # Names of columns are parted already.
-    vars(options).update(run.arguments["data"])
+    options = DataArguments.settled(run.arguments["data"])
     data = load_data(options, str(run.base), run.report["training"]["seed"], measure_only=True)
     rows = run.report["data"]["eval_rows"]
     if len(data.eval) != rows:

@@ -24,7 +24,8 @@ _MAY_CHANGE |= {
 # Nor does it when checkpoints are written or the tuning split is looked at, unless a model is chosen by it, or a rate.
 _WHEN_SAVED = {"save_strategy", "save_steps", "save_total_limit"}
 _WHEN_SAVED |= {"do_eval", "eval_strategy", "eval_steps", "eval_delay"}
-_BY_METRIC = ("reduce_lr_on_plateau", "greedy")
+# Schedules that go by a metric.
+BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 
 # What a command's words do not tell.
 _INPUTS = {"data": "data with other texts or labels", "model_files": "a model with other files"}
@@ -161,7 +162,7 @@ def _by_name(arguments: dict[str, Any]) -> dict[str, Any]:
 def _settled(arguments: dict[str, Any]) -> dict[str, Any]:
     """Options by name, less those that may change."""
     found = _by_name(arguments)
-    chosen = found.get("load_best_model_at_end") or found.get("lr_scheduler_type") in _BY_METRIC
+    chosen = found.get("load_best_model_at_end") or found.get("lr_scheduler_type") in BY_METRIC
     left_out = _MAY_CHANGE if chosen else _MAY_CHANGE | _WHEN_SAVED
     return {name: value for name, value in found.items() if name not in left_out}
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, get_scheduler, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import SchedulerType, sort_checkpoints
+from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .callbacks import LeaveWhenTold, ObeyNewSteps, goes_on_from
@@ -32,6 +32,7 @@ from .files import writing
 from .labels import named_labels, some_of
 from .processes import on_main
 from .retention import RetentionSoftExtract, RetentionUnit, retention_mass
+from .run_folder import BY_METRIC
 from .stopping import Terminated, on_sigterm
 from .tasks import METRICS
 from .trainer import PoWERTrainer, PoWERTrainingArguments, check_not_sharded
@@ -281,8 +282,7 @@ def check_training(args: PoWERTrainingArguments, data: TaskData) -> None:
         )
     if args.save_only_model:
         raise ValueError("`--save-only-model` leaves checkpoints that no training goes on from; leave it out.")
-    by_metric = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
-    if args.load_best_model_at_end and args.lr_scheduler_type in by_metric:
+    if args.load_best_model_at_end and args.lr_scheduler_type.value in BY_METRIC:
         raise ValueError(
             f"`--load-best-model-at-end` does not go with `--lr-scheduler-type {args.lr_scheduler_type.value}`: a "
             "search, which ends with its last step, has no metric for the schedule then; leave one of them out."
