@@ -1,4 +1,4 @@
-"""A faster classifier with `Trainer`, from the first step to the last, in thirty lines.
+"""A faster classifier with `PoWERTrainer`, from the first step to the last.
 
     python examples/fine_tune.py --model bert-base-uncased --train-file train.csv --output-dir faster
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import load_dataset
-from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments
+from transformers import AutoTokenizer, HfArgumentParser
 
 from powerbert_hf import PoWERBertForSequenceClassification, PoWERTrainer, PoWERTrainingArguments
 from powerbert_hf.demo import make_demo
@@ -38,23 +38,34 @@ def main(options: Options) -> None:
     data = data.map(lambda row: tokenizer(row["text"], truncation=True), remove_columns="text")
     longest = max(len(ids) for ids in data["input_ids"])
 
-    def train(model: PoWERBertForSequenceClassification, kind: type, arguments: type, **more: float) -> Trainer:
-        folder = tempfile.mkdtemp()
-        args = arguments(folder, num_train_epochs=options.epochs, save_strategy="no", learning_rate=5e-5, **more)
-        trainer = kind(model, args, train_dataset=data, processing_class=tokenizer)
+    def train(
+        model: PoWERBertForSequenceClassification,
+        teacher: PoWERBertForSequenceClassification | None = None,
+        learning_rate: float = 5e-5,
+        **more: float,
+    ) -> PoWERTrainer:
+        args = PoWERTrainingArguments(
+            tempfile.mkdtemp(),
+            num_train_epochs=options.epochs,
+            save_strategy="no",
+            learning_rate=learning_rate,
+            distillation=0.9,
+            **more,
+        )
+        trainer = PoWERTrainer(model, args, train_dataset=data, processing_class=tokenizer, teacher=teacher)
         trainer.train()
         return trainer
 
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
-    model = PoWERBertForSequenceClassification.from_pretrained(options.model, **labels)
-    train(model, Trainer, TrainingArguments)
+    tuned = PoWERBertForSequenceClassification.from_pretrained(options.model, **labels)
+    train(tuned)
 
-    model.save_pretrained(options.output_dir)
+    tuned.save_pretrained(options.output_dir)
     soft = {"retention_mode": "soft", "retention_soft_extract": "hide", "retention_unit": "fraction"}
     model = PoWERBertForSequenceClassification.from_pretrained(options.output_dir, retention_length=longest, **soft)
-    model.set_retention(train(model, PoWERTrainer, PoWERTrainingArguments, speedup=2.0).retention_config)
+    model.set_retention(train(model, tuned, speedup=2.0).retention_config)
 
-    train(model, Trainer, TrainingArguments)
+    train(model, tuned, learning_rate=0.3 * 5e-5)
     model.save_pretrained(options.output_dir)
     tokenizer.save_pretrained(options.output_dir)
 

@@ -3,8 +3,9 @@
     python examples/with_your_own_trainer.py --model my/fine-tuned-bert --train-file train.csv --output-dir faster
 
 The csv file has the columns `text` and `label` (a number). `powerbert train --fine-tuned` does this and
-more in one line: the fine-tuned model teaches, rows are held back to choose by, and what came of it is measured. This
-is for those who have a training script already. `--smoke` shows it on a few texts of the demo's generated task.
+more in one line: the fine-tuned model teaches, re-training has 0.3 of the learning rate, rows are held back to choose
+by, and what came of it is measured. This is for those who have a training script already. `--smoke` shows it on a few
+texts of the demo's generated task.
 """
 
 import tempfile

@@ -8,7 +8,8 @@
 All begin with what a finished `powerbert sweep` left, and take its data, seed and arguments. `profiles` re-trains
 from the fine-tuned weights alike, for every speed-up of the sweep, the learned configuration, a geometric one, the
 learned one before it was refined, and the one on the path that `powerbert calibrate` searches. `defaults` searches and
-re-trains with one default after the other as the paper has it; *one-rate* only re-trains what the sweep has searched.
+re-trains with one default after the other as the paper has it; *one-rate* only re-trains what the sweep has searched,
+*untaught* learns the fine-tuned model's answers and not its rankings.
 `targets` searches for 1.5x, 2x, 3x and 5x at half and at double the epochs of the sweep, and re-trains nothing.
 `agreements` calibrates the fine-tuned model on training rows that it was not trained on, and counts on the reported
 split which predictions have stayed; of the sweep it needs that model alone. What is in the output already is not done
@@ -53,6 +54,7 @@ from powerbert_hf.trainer import PoWERTrainingArguments
 
 TARGETS = (1.5, 2.0, 3.0, 5.0)
 AGREEMENTS = (0.99, 0.9875, 0.985)
+WAYS = ("default", "untaught", "one-rate", "words", "multiply", "undistilled", "penalty")
 # Of the training rows, to search the path of `calibrate` on.
 TEXTS = 512
 # Most training rows to count on that were not drawn.
@@ -195,7 +197,7 @@ def compare_defaults(folder: Path, data: TaskData, args: PoWERTrainingArguments,
     runs = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["runs"]
     task = TASKS.get(runs[0]["data"]["task"])
     published = task.search if task else {}
-    for run, name in product(runs, ("default", "one-rate", "words", "multiply", "undistilled", "penalty")):
+    for name, run in product(WAYS, runs):
         speedup = run["training"]["speedup"]
         # There is no penalty without a published lambda.
         if f"{name} {speedup:g}" in done or (name == "penalty" and not published):
@@ -211,6 +213,7 @@ def compare_defaults(folder: Path, data: TaskData, args: PoWERTrainingArguments,
             unit = "words" if name == "words" else run["retention_unit"]
             fields = {
                 "undistilled": {"distillation": 0.0},
+                "untaught": {"ranking_distillation": False},
                 "penalty": {"speedup": None, **published},
             }.get(name, {})
             own = training(args, f"{name} {speedup:g} searched", **{"speedup": speedup, **fields})

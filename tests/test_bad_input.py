@@ -257,6 +257,8 @@ def test_data_files(folder, capsys, name, text, message):
 
 def test_other_commands(folder, capsys):
     assert "either `--dataset` or `--eval-file`, got neither" in refused(capsys, folder, ["model"], "evaluate")
+    publish = ["model", "--eval-file=eval.csv", "--push-to-hub"]
+    assert "`powerbert evaluate` publishes nothing" in refused(capsys, folder, publish, "evaluate")
     assert "`seed` must not be negative, got -1" in refused(capsys, folder, ["--seed=-1", "--output-dir=run"], "demo")
 
 

@@ -7,7 +7,7 @@ import torch
 import reference
 from conftest import without_dropout
 from powerbert_hf import encoder, retention
-from powerbert_hf.encoder import ranking_attention
+from powerbert_hf.encoder import Kept, ranking_attention
 
 HARD = {
     "words": {"retention_config": [8, 5, 3], "retention_unit": "words"},
@@ -366,7 +366,42 @@ def test_rankings_are_compared_where_word_vectors_are_ranked(host, batch):
     assert host.make()(**batch, wanted_significance=wanted).ranking_divergence is None
 
 
-def test_what_is_hidden_is_not_ranked_and_masses_do_not_learn_by_rankings(host, batch):
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "fields",
+    [HARD["fraction"], {**SOFT["fraction"], "retention_soft_extract": "hide"}],
+    ids=["hard", "hide"],
+)
+def test_checkpointing_keeps_the_gradients_of_rankings_or_is_refused(host, batch, fields):
+    ours = without_dropout(host.make(**fields)).train()
+    wanted = torch.rand(5, 12, generator=torch.Generator().manual_seed(7)) + 0.1
+
+    def gradients():
+        apart = ours(**batch, wanted_significance=wanted).ranking_divergence
+        return torch.autograd.grad(apart, list(ours.parameters()), allow_unused=True)
+
+    plain = gradients()
+    assert any(gradient is not None and gradient.any() for gradient in plain)
+    ours.gradient_checkpointing_enable({"use_reentrant": False})
+    for found, expected in zip(gradients(), plain, strict=True):
+        assert (found is None) == (expected is None)
+        if found is not None:
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    ours.gradient_checkpointing_enable({"use_reentrant": True})
+    ours.enable_input_require_grads()
+    with pytest.raises(ValueError, match="use_reentrant"):
+        ours(**batch, wanted_significance=wanted)
+
+
+def test_of_what_is_partly_left_as_large_a_part_of_its_attention_is_wanted():
+    wanted = torch.tensor([[1.0, 5.0, 3.0, 2.0]])
+    weights = torch.tensor([[1.0, 1.0, 0.5, 5e-5]])
+    kept = Kept(None, None, weights, wanted)
+    assert kept.divergence(7 * weights * wanted).item() == pytest.approx(0.0, abs=1e-6)
+    assert kept.divergence(7 * wanted).item() > 0.1
+
+
+def test_what_is_hidden_is_not_ranked(host, batch):
     """A soft model that hides says what the hard one says."""
     wanted = torch.rand(5, 12, generator=torch.Generator().manual_seed(7)) + 0.1
     hard = host.make(retention_config=[8, 5, 3])
@@ -376,5 +411,14 @@ def test_what_is_hidden_is_not_ranked_and_masses_do_not_learn_by_rankings(host, 
         soft.retention_weights.copy_(torch.arange(12) < torch.tensor([[8], [5], [1]]))
     expected, found = (model(**batch, wanted_significance=wanted).ranking_divergence for model in (hard, soft))
     assert found.item() == pytest.approx(expected.item(), rel=1e-4)
-    found.backward()
-    assert soft.retention_weights.grad is None or not soft.retention_weights.grad.any()
+
+
+def test_masses_learn_by_rankings_only_what_hiding_does_to_later_encoders(host, batch):
+    """Encoder 3 ranks by hidden states that encoder 2 has made of what encoder 1 has hidden."""
+    wanted = torch.rand(5, 12, generator=torch.Generator().manual_seed(7)) + 0.1
+    fields = {"retention_mode": "soft", "retention_length": 12, "retention_soft_extract": "hide"}
+    soft = host.classifier(host.config(**{**host.fields, **fields, "num_hidden_layers": 4}))
+    with torch.no_grad():
+        soft.retention_weights.fill_(0.5)
+    soft(**batch, wanted_significance=wanted).ranking_divergence.backward()
+    assert soft.retention_weights.grad.any(dim=1).tolist() == [True, False, False, False]

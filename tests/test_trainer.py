@@ -654,7 +654,7 @@ def test_a_second_training_has_the_rate_and_the_logs_of_its_own(dataset, tokeniz
     assert first["loss"] == pytest.approx(first["task_loss"] + 0.1 * first["retention_penalty"], rel=1e-4)
 
 
-@pytest.mark.parametrize("scaled", [None, False])
+@pytest.mark.parametrize("scaled", [None, False, "by the model"])
 def test_parts_of_the_loss_add_up_where_a_loss_of_ones_own_is_accumulated(dataset, tokenizer, tmp_path, scaled):
     def by_items(outputs, labels, num_items_in_batch=None):
         loss = nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum" if scaled is None else "mean")
@@ -672,8 +672,11 @@ def test_parts_of_the_loss_add_up_where_a_loss_of_ones_own_is_accumulated(datase
         distillation=0.5,
     )
     trainer.teacher = without_dropout(Host("bert").make_stock())
-    trainer.compute_loss_func = by_items
-    trainer.loss_is_scaled_for_ga = scaled
+    if scaled == "by the model":
+        trainer.model_accepts_loss_kwargs = True
+    else:
+        trainer.compute_loss_func = by_items
+        trainer.loss_is_scaled_for_ga = scaled
     trainer.train()
     entry = next(entry for entry in trainer.state.log_history if "task_loss" in entry)
     assert entry["loss"] == pytest.approx(entry["task_loss"] + 0.1 * entry["retention_penalty"], rel=1e-4)
@@ -956,9 +959,34 @@ def test_a_teacher_of_this_package_teaches_what_to_rank_by(host, batch, dataset,
     far = distillation_loss(outputs.logits, answers.logits, "single_label_classification") + outputs.ranking_divergence
     expected = 0.25 * outputs.loss + 0.75 * far
     assert trainer.compute_loss(model, inputs).item() == pytest.approx(expected.item(), abs=1e-5)
+    untaught = trainer.compute_loss(model, inputs).item() - 0.75 * outputs.ranking_divergence.item()
+    args.ranking_distillation = False
+    assert trainer.compute_loss(model, inputs).item() == pytest.approx(untaught, abs=1e-5)
+    args.ranking_distillation = True
     # One that eliminates something cannot tell.
     teacher.set_retention([0.9, 0.8, 0.1], unit="fraction")
     assert trainer._ask_teacher(inputs, ranking=True)[1] is None
+
+
+class Explicit(Reaching):
+    """Takes what it names."""
+
+    def forward(self, input_ids, attention_mask, token_type_ids, labels=None, return_dict=True):
+        return self.inner(input_ids, attention_mask, token_type_ids, labels=labels)
+
+
+def test_models_and_teachers_that_know_nothing_of_rankings_have_the_answers(host, dataset, tokenizer, tmp_path):
+    def logged(model, teacher):
+        fields = {"max_steps": 2, "logging_steps": 1, "distillation": 0.5, "retention_lambda": 0.0}
+        trainer = make_trainer(without_dropout(model), dataset, tokenizer, tmp_path, **fields)
+        trainer.teacher = without_dropout(teacher)
+        trainer.train()
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    expected = logged(host.make(**SOFT), host.make_stock())
+    assert logged(Explicit(host.make(**SOFT)), host.make()) == pytest.approx(expected, abs=1e-5)
+    assert logged(host.make(**SOFT), Explicit(host.make())) == pytest.approx(expected, abs=1e-5)
+    assert logged(host.make(**SOFT), host.make()) != pytest.approx(expected, abs=1e-5)
 
 
 def test_a_teacher_that_does_not_say_its_kind_of_task_has_the_models(host, batch, dataset, tmp_path):

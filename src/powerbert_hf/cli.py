@@ -270,6 +270,9 @@ def _evaluate(argv: list[str]) -> None:
     model_args, data_args, args = parse("evaluate", argv, kinds)
     if data_args.dataset is None and data_args.train_file is None and data_args.eval_file is None:
         raise ValueError("Pass either `--dataset` or `--eval-file`, got neither.")
+    if args.push_to_hub:
+        # A `Trainer` would make the repository, and nothing would come into it.
+        raise ValueError("`powerbert evaluate` publishes nothing, got `--push-to-hub`; say it to `powerbert publish`.")
     classifier = load_classifier(model_args.model, needs_head=True)
     data = _load_data(data_args, model_args.model, args.seed, measure_only=True)
     check_labels(classifier.config, data)

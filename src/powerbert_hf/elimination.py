@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, is_tracing, logging
 
-from .encoder import Extract, Kept, Rule, SoftExtract, ranking_apart
+from .encoder import Extract, Kept, Rule, SoftExtract, ranking_attention
 from .packing import Packed
 from .retention import (
     RetentionMode,
@@ -245,7 +245,6 @@ class RetentionEncoderMixin:
                     warn_if_left_out(penalty, weights)
 
         kept, kept_positions = Kept(mask, positions, wanted=wanted_significance), []
-        apart: list[Tensor] = []
         all_queries = kwargs.get("output_attentions", self.config.output_attentions)
         rules = self.rules(mode, weights, lengths, width, cls_only, all_queries)
         backend_mask = mask_made_for = None
@@ -263,27 +262,31 @@ class RetentionEncoderMixin:
                     hiding = self._hiding_mask(kept.weights, kept.mask, hidden_states.dtype)
                     backend_mask = hiding.expand(-1, 1, queried.shape[1], -1)
                 mask_made_for = kept
-            if kept.wanted is not None and rule is not None and not (isinstance(rule, Extract) and rule.cls_only):
-                apart.append(ranking_apart(encoder, hidden_states, kept))
             # All positional: gradient checkpointing sees only these, and the hooks take hidden states from the first.
             hidden_states, kept = encoder(hidden_states, backend_mask, kept, rule, **kwargs)
-            if kept.weights is not None and torch.is_grad_enabled() and not kept.weights.requires_grad:
-                self._check_reentrant()
+            if torch.is_grad_enabled():
+                self._check_reentrant(encoder, kept)
             kept_positions.append(kept.positions)
 
         return PoWERModelOutput(
             last_hidden_state=hidden_states,
             kept_positions=tuple(kept_positions) if output_kept_positions else None,
             retention_penalty=penalty,
-            ranking_divergence=torch.stack(apart).mean() if apart else None,
+            ranking_divergence=torch.stack(kept.apart).mean() if kept.apart else None,
         )
 
-    def _check_reentrant(self) -> None:
-        """What one encoder leaves for the next has no gradient: refuse it, unless nobody wants one."""
-        if self.retention_weights is not None and self.retention_weights.requires_grad:
+    def _check_reentrant(self, encoder: nn.Module, kept: Kept) -> None:
+        """Refuse what an encoder leaves besides its hidden states without a gradient, unless nobody wants one."""
+        weights = self.retention_weights
+        hidden = kept.weights is not None and not kept.weights.requires_grad
+        lost = hidden and weights is not None and weights.requires_grad
+        if kept.apart and not kept.apart[-1].requires_grad:
+            lost = lost or any(weight.requires_grad for weight in ranking_attention(encoder).query.parameters())
+        if lost:
             raise ValueError(
-                "Gradient checkpointing must not be reentrant where word-vectors are hidden, or the gradients of "
-                'retention weights are lost; set `gradient_checkpointing_kwargs={"use_reentrant": False}`.'
+                "Gradient checkpointing must not be reentrant where word-vectors are hidden, or ranked by a teacher, "
+                "or the gradients of retention weights and rankings are lost; set "
+                '`gradient_checkpointing_kwargs={"use_reentrant": False}`.'
             )
 
     def _check_attention(self) -> None:

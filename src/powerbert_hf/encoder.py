@@ -37,11 +37,31 @@ class Kept(NamedTuple):
     """(B, T) in [0, 1], how much Soft-extract has left of each; `None` is all of it."""
     wanted: Tensor | None = None
     """(B, T), the significance that a teacher gives each; `None` without one."""
+    apart: tuple[Tensor, ...] = ()
+    """How far from that the encoders so far have ranked, a scalar for each that did."""
+
+    def divergence(self, received: Tensor) -> Tensor:
+        """How far the significance (B, T) of an encoder is from what is wanted, see `retention.ranking_divergence`.
+
+        [CLS] stays whatever its rank, so it does not count, and nor do word-vectors of which nothing is left.
+        """
+        assert self.wanted is not None
+        counted = torch.arange(received.shape[1], device=received.device).expand(received.shape) > 0
+        if self.mask is not None:
+            counted = counted & self.mask
+        if self.weights is None:
+            return ranking_divergence(received, self.wanted, counted)
+        # Of what is partly left, as large a part of its attention is wanted.
+        weights = self.weights.detach()
+        return ranking_divergence(received, self.wanted * weights, counted & (weights > 0))
 
     def extract(self, order: Tensor, rule: "Extract", *vectors: Tensor) -> tuple["Kept", list[Tensor]]:
         """Keep what `rule` says of the word-vectors, and of each (B, T, D) in `vectors`."""
         kept = extract(order, rule.width, rule.counts)
-        mask, positions, weights, wanted = [None if part is None else part.gather(1, kept) for part in self]
+        mask, positions, weights, wanted = (
+            None if part is None else part.gather(1, kept)
+            for part in (self.mask, self.positions, self.weights, self.wanted)
+        )
         places = torch.arange(rule.width, device=kept.device)
         if mask is not None:
             # What stays at position 0 is attended to from here on, whatever its mask said.
@@ -57,7 +77,7 @@ class Kept(NamedTuple):
             chosen = (kept + example * part.shape[1]).flatten()
             return part.flatten(0, 1).index_select(0, chosen).unflatten(0, kept.shape)
 
-        return Kept(mask, positions, weights, wanted), [rows(part) for part in vectors]
+        return Kept(mask, positions, weights, wanted, self.apart), [rows(part) for part in vectors]
 
     def hide(self, order: Tensor, rule: "SoftExtract") -> "Kept":
         """Leave less of the word-vectors, as `rule` says; what an encoder has removed, no later one brings back."""
@@ -89,6 +109,15 @@ class SoftExtract(NamedTuple):
     """Whether they are hidden from later attention; else they are multiplied, as in the paper."""
 
 
+class Ranking(NamedTuple):
+    """What attention says of the word-vectors that an encoder received."""
+
+    order: Tensor
+    """(B, T), the positions by rank; of packed ones the rows that stay."""
+    apart: Tensor | None = None
+    """A scalar, see `Kept.divergence`; `None` without a teacher."""
+
+
 Rule: TypeAlias = Extract | SoftExtract | None
 AnyKept: TypeAlias = Kept | Packed
 
@@ -112,7 +141,7 @@ class RankingAttentionMixin:
         rule: Rule,
         dropout: float,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Ranking | None]:
         """`BertSelfAttention.forward`, the first half of `AlbertAttention.forward` (transformers 5.23), and a rank.
 
         The significance comes from queries and keys, or, for free, from eager's weights where neither dropout nor
@@ -128,7 +157,7 @@ class RankingAttentionMixin:
 
         Returns:
             The context (B, Q, D), the attention weights (B, H, Q, T) where the implementation has them, and the
-            positions by rank (B, T) where `rule` needs them. Q is 1 where the rule keeps [CLS] alone, else T.
+            ranking where `rule` needs it. Q is 1 where the rule keeps [CLS] alone, else T.
         """
         if isinstance(kept, Packed):
             return self.attend_packed(hidden_states, kept, rule)
@@ -151,28 +180,28 @@ class RankingAttentionMixin:
             scaling=self.scaling,
             **kwargs,
         )
-        order = None
+        ranking = None
         if cls_only:
-            order = torch.zeros(queried.shape[:2], dtype=torch.long, device=queried.device)
+            ranking = Ranking(torch.zeros(queried.shape[:2], dtype=torch.long, device=queried.device))
         elif rule is not None:
             exact = not self.training and weights is not None and weights.dtype == torch.float32
-            with torch.no_grad():
+            left = None if kept.weights is None else kept.weights.detach()
+            # Only what a teacher is compared with has a gradient.
+            with torch.set_grad_enabled(kept.wanted is not None and torch.is_grad_enabled()):
                 if exact and self.config._attn_implementation == "eager":
-                    received = attention_received(weights, kept.mask, kept.weights)
+                    received = attention_received(weights, kept.mask, left)
                 else:
-                    received = significance(query, key, kept.mask, self.scaling, kept.weights)
-                order = rank(received, kept.mask)
-        return context.reshape(*queried.shape[:-1], -1).contiguous(), weights, order
+                    received = significance(query, key, kept.mask, self.scaling, left)
+            apart = None if kept.wanted is None else kept.divergence(received)
+            ranking = Ranking(rank(received.detach(), kept.mask), apart)
+        return context.reshape(*queried.shape[:-1], -1).contiguous(), weights, ranking
 
-    def significance_of(
-        self, hidden_states: Tensor, mask: Tensor | None = None, weights: Tensor | None = None
-    ) -> Tensor:
-        """What `attend` ranks by, for whoever wants to look at it or to learn it.
+    def significance_of(self, hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What `attend` ranks by where nothing is hidden, for whoever wants to look at it.
 
         Args:
             hidden_states: (B, T, D), what the encoder receives.
             mask: (B, T), true where real; `None` if all are.
-            weights: (B, T), how much Soft-extract has left of each; `None` is all of it.
 
         Returns:
             (B, T), see `retention.significance`.
@@ -181,9 +210,9 @@ class RankingAttentionMixin:
             projection(hidden_states).unflatten(-1, (-1, self.attention_head_size)).transpose(1, 2)
             for projection in (self.query, self.key)
         )
-        return significance(query, key, mask, self.scaling, weights)
+        return significance(query, key, mask, self.scaling)
 
-    def attend_packed(self, hidden_states: Tensor, packed: Packed, rule: Rule) -> tuple[Tensor, None, Tensor | None]:
+    def attend_packed(self, hidden_states: Tensor, packed: Packed, rule: Rule) -> tuple[Tensor, None, Ranking | None]:
         """The same for packed word-vectors (1, S, D), without gradient: context of those that stay, and their rows."""
         states = hidden_states[0]
         rows = None
@@ -191,7 +220,8 @@ class RankingAttentionMixin:
             rows = torch.tensor(packed.starts(), device=states.device)
         if packed.lengths[-1] == 1:
             # A word-vector by itself attends to itself, whatever the scores.
-            return self.value(states if rows is None else states[rows])[None], None, rows
+            context = self.value(states if rows is None else states[rows])
+            return context[None], None, None if rows is None else Ranking(rows)
 
         def heads(projection: nn.Module, states: Tensor) -> Tensor:
             return projection(states).unflatten(-1, (-1, self.attention_head_size))
@@ -202,7 +232,7 @@ class RankingAttentionMixin:
             context, rows = attend_and_rank(query, key, value, packed, rule.kept(packed), self.scaling)
         else:
             context = attend_all(query, key, value, packed, self.scaling)
-        return context.flatten(1)[None], None, rows
+        return context.flatten(1)[None], None, None if rows is None else Ranking(rows)
 
 
 def ranking_attention(encoder: nn.Module) -> Any:
@@ -210,33 +240,11 @@ def ranking_attention(encoder: nn.Module) -> Any:
     return next(module for module in encoder.modules() if isinstance(module, RankingAttentionMixin))
 
 
-def ranking_apart(encoder: nn.Module, hidden_states: Tensor, kept: Kept) -> Tensor:
-    """How far what an encoder ranks by is from what a teacher wants, see `retention.ranking_divergence`.
-
-    [CLS] stays whatever its rank, so it does not count, and nor do word-vectors of which nothing is left.
-
-    Args:
-        encoder: of either host.
-        hidden_states: (B, T, D), what it receives.
-        kept: which word-vectors these are, `wanted` among it.
-
-    Returns:
-        A scalar, without gradient for the weights in `kept`.
-    """
-    assert kept.wanted is not None
-    weights = None if kept.weights is None else kept.weights.detach()
-    counted = torch.arange(hidden_states.shape[1], device=hidden_states.device).expand(kept.wanted.shape) > 0
-    for part in (kept.mask, None if weights is None else weights > 0):
-        counted = counted if part is None else counted & part
-    received = ranking_attention(encoder).significance_of(hidden_states, kept.mask, weights)
-    return ranking_divergence(received, kept.wanted, counted)
-
-
 def retain(
     project: Callable[[Tensor, Tensor], Tensor],
     context: Tensor,
     residual: Tensor,
-    order: Tensor | None,
+    ranking: Ranking | None,
     kept: AnyKept,
     rule: Rule,
 ) -> tuple[Tensor, AnyKept]:
@@ -249,22 +257,25 @@ def retain(
         project: takes context and residual, both (B, K, D), to (B, K, D).
         context: (B, Q, D) from `attend`.
         residual: (B, T, D), the encoder's input.
-        order: (B, T) from `attend`.
+        ranking: from `attend`.
         kept: which word-vectors the encoder received.
         rule: what to do with them.
 
     Returns:
         (B, K, D), and which word-vectors these are.
     """
-    if rule is None or order is None:
+    if rule is None or ranking is None:
         return project(context, residual), kept
+    order = ranking.order
+    if isinstance(kept, Packed):
+        # Soft mode trains, and only inference packs.
+        return project(context, residual.index_select(1, order)), Packed(cast(Extract, rule).kept(kept))
+    if ranking.apart is not None:
+        kept = kept._replace(apart=(*kept.apart, ranking.apart))
     if isinstance(rule, SoftExtract):
         if not rule.hide:
             return soft_extract(project(context, residual), order, rule.rank_weights), kept
-        # Soft mode trains, and only inference packs.
-        return project(context, residual), cast(Kept, kept).hide(order, rule)
-    if isinstance(kept, Packed):
-        return project(context, residual.index_select(1, order)), Packed(rule.kept(kept))
+        return project(context, residual), kept.hide(order, rule)
     kept, (context, residual) = kept.extract(order, rule, context, residual)
     return project(context, residual), kept
 

@@ -37,10 +37,10 @@ class PoWERAlbertAttention(RankingAttentionMixin, AlbertAttention):
         self, hidden_states: Tensor, attention_mask: Any, kept: AnyKept, rule: Rule, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, AnyKept]:
         """(B, T, D) to (B, K, D), the attention weights where there are any, and which word-vectors these are."""
-        context, weights, order = self.attend(
+        context, weights, ranking = self.attend(
             hidden_states, attention_mask, kept, rule, self.attention_dropout.p, **kwargs
         )
-        output, kept = retain(self.project, context, hidden_states, order, kept, rule)
+        output, kept = retain(self.project, context, hidden_states, ranking, kept, rule)
         return output, weights, kept
 
 

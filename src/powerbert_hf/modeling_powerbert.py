@@ -41,8 +41,8 @@ class PoWERBertAttention(BertAttention):
         self, hidden_states: Tensor, attention_mask: Any, kept: AnyKept, rule: Rule, **kwargs: Any
     ) -> tuple[Tensor, AnyKept]:
         """(B, T, D) to (B, K, D), and which word-vectors these are."""
-        context, _, order = self.self(hidden_states, attention_mask, kept, rule, **kwargs)
-        return retain(self.output, context, hidden_states, order, kept, rule)
+        context, _, ranking = self.self(hidden_states, attention_mask, kept, rule, **kwargs)
+        return retain(self.output, context, hidden_states, ranking, kept, rule)
 
 
 class PoWERBertLayer(BertLayer):

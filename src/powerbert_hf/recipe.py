@@ -289,6 +289,7 @@ def _report(
                 "retraining_learning_rate",
                 "retention_lambda",
                 "distillation",
+                "ranking_distillation",
                 "seed",
             )
         }

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ class PoWERTrainingArguments(TrainingArguments):
         distillation (`float`, *optional*):
             Share of the loss, from 0 to 1, that is the distance to the answers of a teacher, and to its rankings, see
             [`PoWERTrainer`].
+        ranking_distillation (`bool`, *optional*, defaults to `True`):
+            Whether the teacher's rankings are asked for. A step takes about a fifth more time and a sixth more memory.
     """
 
     speedup: float | None = field(
@@ -96,6 +99,10 @@ class PoWERTrainingArguments(TrainingArguments):
             "help": "Share of the loss, in search and re-training, for answering as the fine-tuned model does, and "
             "ranking words as it does; 0.9 on the command line, but for --paper."
         },
+    )
+    ranking_distillation: bool = field(
+        default=True,
+        metadata={"help": "Whether --distillation asks for the fine-tuned model's ranking of words, too."},
     )
 
     def __post_init__(self) -> None:
@@ -200,7 +207,8 @@ class PoWERTrainer(Trainer):
         args: for `Trainer`.
         teacher: a classifier whose answers `args.distillation` of the loss asks for; without it that is left out. Of
             one of this package that eliminates nothing the rankings are asked for too, see
-            `retention.ranking_divergence`.
+            `retention.ranking_divergence`, where the model takes `wanted_significance` and
+            `args.ranking_distillation` is not false.
         lengths: real word-vectors of inputs such as those that the model will see, on which `args.speedup` is
             predicted; `None` takes those of `train_dataset`. Of several processes all lengths count.
         kwargs: for `Trainer`.
@@ -481,16 +489,26 @@ class PoWERTrainer(Trainer):
         """The teacher's answers, and what its word-vectors receive if that is asked for and it can tell."""
         if self.teacher is None or not self.args.distillation:
             return None, None
-        config: Any = self.teacher.config
-        ranking = ranking and getattr(config, "active_retention_mode", None) == "off"
+        asked = {name: value for name, value in inputs.items() if name != "labels"}
         # In the precision of the model that is trained, which is autocast by itself.
         with torch.no_grad(), self.accelerator.autocast():
-            asked = {name: value for name, value in inputs.items() if name != "labels"}
-            outputs = self.teacher(**asked, output_hidden_states=ranking, return_dict=True)
-            if not ranking:
-                return outputs.logits, None
+            if not (ranking and self._teaches_ranking):
+                return self.teacher(**asked, return_dict=True).logits, None
+            outputs = self.teacher(**asked, output_hidden_states=True, return_dict=True)
             mask = inputs.get("attention_mask")
             return outputs.logits, self.teacher.significance_of_all(outputs.hidden_states, mask)
+
+    @property
+    def _teaches_ranking(self) -> bool:
+        """Whether the teacher can tell what to rank by, and the model ranks and can be told."""
+        teacher: Any = self.teacher
+        return (
+            self.args.ranking_distillation
+            and hasattr(teacher, "significance_of_all")
+            and teacher.config.active_retention_mode == "off"
+            and getattr(self.model.config, "active_retention_mode", "off") != "off"
+            and "wanted_significance" in signature(self.model.forward).parameters
+        )
 
     def _with_teacher(self, loss: Tensor, outputs: Any, wanted: Tensor | None, steps: int = 1) -> Tensor:
         """The task's loss and how far answers and rankings are from the teacher's, which counts as one of `steps`."""
@@ -520,10 +538,12 @@ class PoWERTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if not model.training:
             return (loss, outputs) if return_outputs else loss
-        # What counts as divided by the whole accumulated batch, as a loss of the user's own does, upstream does not
-        # divide again.
+        # What counts as divided by the whole accumulated batch, by the model or by a loss of the user's own, upstream
+        # does not divide again.
         scaled = getattr(self, "loss_is_scaled_for_ga", None)
-        scaled = self.compute_loss_func is not None if scaled is None else scaled
+        if scaled is None:
+            by_model = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            scaled = by_model or self.compute_loss_func is not None
         steps = self.current_gradient_accumulation_steps if scaled else 1
         loss = self._with_teacher(loss, outputs, answers, steps)
         penalty = outputs.get("retention_penalty") if isinstance(outputs, dict) else None
