@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from conftest import WORDS, Host
 from powerbert_hf import data, labels, tasks, texts
-from powerbert_hf.checkpoint import load_tokenizer
+from powerbert_hf.checkpoint import load_config, load_tokenizer
 
 
 @pytest.fixture
@@ -60,6 +60,20 @@ def test_folders_of_files_and_saved_data_sets(frame, tmp_path, monkeypatch):
     frame.select(range(6)).to_csv(tmp_path / "held_out.csv")
     train, held_out = data.load_splits(str(tmp_path / "single"), eval_file=str(tmp_path / "held_out.csv"))
     assert (len(train), len(held_out)) == (64, 6)
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "pandas", "arrow"])
+def test_a_saved_format_means_nothing_and_a_split_is_called_what_it_was_saved_as(frame, tmp_path, kind):
+    parts = frame.train_test_split(test_size=9, seed=0).with_format(kind, columns=["label"])
+    parts.save_to_disk(tmp_path / "saved")
+    train, held_out = data.load_splits(str(tmp_path / "saved"))
+    assert (str(train.split), str(held_out.split)) == ("train", "test")
+    assert train[:] == parts["train"].with_format(None)[:]
+    assert held_out[:] == parts["test"].with_format(None)[:]
+    parts["train"].save_to_disk(tmp_path / "single")
+    frame.to_csv(tmp_path / "held_out.csv")
+    train, _ = data.load_splits(str(tmp_path / "single"), eval_file=str(tmp_path / "held_out.csv"))
+    assert train[:] == parts["train"].with_format(None)[:]
 
 
 @pytest.mark.parametrize("name", ["validation", "dev", "val", "valid", "eval", "test"])
@@ -179,8 +193,16 @@ def test_rare_classes_are_left_to_train_on(tokenizer, seed):
     often, once, twice = (made.label_names.index(name) for name in ("often", "once", "twice"))
     tuned = list(made.tune["labels"])
     assert tuned.count(twice) == 1
-    assert tuned.count(often) == 4 - 1 - tuned.count(once)
+    assert tuned.count(often) == 3
     assert twice in made.train["labels"]
+    assert once in made.train["labels"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_class_of_many_is_left_out_of_training(tokenizer, seed):
+    names = [*(f"often {n % 5}" for n in range(80)), *(f"once {n}" for n in range(20))]
+    made = prepare(Dataset.from_dict({"text": ["good film"] * 100, "label": names}), tokenizer, seed=seed)
+    assert (len(made.tune), set(made.train["labels"])) == (10, set(range(25)))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -198,7 +220,9 @@ def test_many_rare_classes_leave_the_tuning_split_what_it_is(tokenizer):
     drawn = np.random.default_rng(42).permutation(400)[:40]
     often = made.label_names.index("often")
     assert len(made.tune) == 40
-    assert list(made.tune["labels"]).count(often) == (drawn < 200).sum()
+    # Of a class whose two rows are drawn, one is left to train on.
+    both = [n for n in drawn if n >= 200 and n % 2 == 0 and n + 1 in drawn]
+    assert list(made.tune["labels"]).count(often) == (drawn < 200).sum() + len(both)
 
 
 def test_label_kinds():
@@ -574,6 +598,42 @@ def test_pairs_need_a_model_that_tells_one_text_from_the_other(frame, tokenizer)
         data.prepare_data(frame, frame, tokenizer, config, text_columns=["text", "more"])
 
 
+def test_pairs_whose_tokenizer_does_not_tell_one_text_from_the_other_are_pointed_out(frame, tokenizer, caplog):
+    frame = frame.add_column("more", frame["text"])
+    prepare(frame, tokenizer, text_columns=["text", "more"])
+    assert "token_type_ids" not in caplog.text
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    prepare(frame, tokenizer, text_columns=["text"])
+    assert "token_type_ids" not in caplog.text
+    prepare(frame, tokenizer, text_columns=["text", "more"])
+    assert "add `token_type_ids` to `model_input_names`" in caplog.text
+
+
+def test_a_length_that_only_the_tokenizer_does_not_take_is_said_so(frame, tokenizer):
+    tokenizer.model_max_length = 16
+    with pytest.raises(ValueError, match="and 16, what the model's tokenizer takes, got 32"):
+        prepare(frame, tokenizer, max_length=32)
+
+
+def test_numbers_of_a_known_task_mean_the_same_whatever_order_a_model_has(tokenizer):
+    task = tasks.TASKS["mnli"]
+    rows = Dataset.from_dict({"premise": ["good film"] * 6, "hypothesis": ["bad"] * 6, "label": [0, 1, 2] * 2})
+    names = ["CONTRADICTION", "ENTAILMENT", "NEUTRAL"]
+    for fields in ({"measure_only": True}, {"fine_tuned": True}):
+        made = prepare(rows, tokenizer, names=names, task=task, **fields)
+        assert made.label_names == tuple(names)
+        found = [made.label_names[label].lower() for label in made.eval["labels"]]
+        assert sorted(found) == sorted(2 * list(task.label_names))
+        by_place = {task.label_names[0]: 0, task.label_names[1]: 1, task.label_names[2]: 2}
+        assert [by_place[name] for name in found] == [0, 1, 2] * 2
+
+
+def test_labels_that_are_objects_are_refused_in_either_split(frame, tokenizer):
+    held_out = Dataset.from_dict({"text": ["good film"] * 2, "label": [{"a": 1}] * 2})
+    with pytest.raises(ValueError, match=r"only in the reported split \(\{'a': 1\}\)"):
+        prepare(frame, tokenizer, held_out=held_out)
+
+
 @pytest.mark.parametrize("as_folder", [False, True])
 def test_numbers_that_begin_with_0_are_names(tokenizer, tmp_path, as_folder):
     rows = ["good,007", "bad,012", "good film,007", "bad film,100"]
@@ -625,3 +685,11 @@ def test_known_tasks_are_glues_nine_and_imdb():
     for name, task in tasks.TASKS.items():
         kind = "classification" if task.label_names else "regression"
         assert task.metric in next(names for key, names in tasks.METRICS.items() if kind in key), name
+
+
+def test_a_tokenizer_that_needs_sentencepiece_says_so(tmp_path, monkeypatch):
+    Host("albert").make_stock().save_pretrained(tmp_path)
+    (tmp_path / "spiece.model").write_bytes(b"\x0a\x0e\x0a\x05<pad>\x15\x00\x00\x00\x00\x18\x03")
+    monkeypatch.setattr("powerbert_hf.checkpoint.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"without a `tokenizer.json`, .* `pip install sentencepiece`\."):
+        load_tokenizer(str(tmp_path), load_config(str(tmp_path)))

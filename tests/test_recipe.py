@@ -10,7 +10,13 @@ from statistics import fmean
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import (
+    AlbertForTokenClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertForTokenClassification,
+    pipeline,
+)
 
 from conftest import WORDS, Host
 from powerbert_hf import arguments, cli, parsing, recipe, run_folder, steps, tasks
@@ -368,9 +374,12 @@ def test_a_fine_tuned_model_without_names_of_labels_or_without_a_head_is_refused
     """Place-holders say nothing of what a number means, and a new head would make a poor base."""
     assert cli.main(["train", *inputs, "--fine-tuned"]) == 2
     assert "got LABEL_0, LABEL_1; set `id2label`" in capsys.readouterr().err
-    host.stock_base(host.stock_config(**host.fields)).save_pretrained(tmp_path / "model")
-    assert cli.main(["train", *inputs, "--fine-tuned"]) == 2
-    assert "classification head, got none" in capsys.readouterr().err
+    labels = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+    tokens = {"bert": BertForTokenClassification, "albert": AlbertForTokenClassification}[host.name]
+    for kind in (host.stock_base, tokens):
+        kind(host.stock_config(**host.fields, **labels)).save_pretrained(tmp_path / "model")
+        assert cli.main(["train", *inputs, "--fine-tuned"]) == 2
+        assert "classification head, got none" in capsys.readouterr().err
 
 
 def test_rows_that_were_labelled_by_a_model_without_names(inputs, capsys, rows, tmp_path):
@@ -470,6 +479,9 @@ def test_regression_and_pairs_train(host, rows, tokenizer, tmp_path, capsys):
     assert cli.main(["train", *options, *FAST]) == 0
     assert cli.main(["report", str(tmp_path / "run")]) == 0
     assert "cannot be shown" not in capsys.readouterr().out
+    Dataset.from_list([{**pair, "score": 1 - pair["score"]} for pair in pairs]).to_json(tmp_path / "rows.jsonl")
+    assert cli.main(["report", str(tmp_path / "run"), "--overwrite"]) == 0
+    assert "must hold the texts and labels of the run, got others" in capsys.readouterr().out
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["metric"] == "spearmanr"
     final = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "final")

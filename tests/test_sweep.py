@@ -218,6 +218,13 @@ def test_where_nothing_is_good_enough_it_says_what_was_tried(inputs, tmp_path, c
     assert "a row of the tuning split counts 16.7 points, more than the 1 that may be lost" in said
 
 
+def test_a_drop_of_a_regression_on_few_rows_says_that_they_tell_little(inputs, rows, tmp_path, capsys, monkeypatch):
+    Dataset.from_list([{**row, "label": len(row["text"]) / 7} for row in rows]).to_csv(tmp_path / "rows.csv")
+    monkeypatch.setattr(sweep, "constant_metric", lambda data: 1.0)
+    assert cli.main(["train", *inputs, "--max-drop=1"]) == 2
+    assert "the tuning split has 6 rows, too few for a correlation" in capsys.readouterr().out
+
+
 def test_a_drop_that_nothing_reaches_leaves_no_earlier_choice(
     inputs, tmp_path, capsys, monkeypatch, unlike_one_answer
 ):

@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,15 @@ def load_tokenizer(model: str | Path, config: PreTrainedConfig) -> PreTrainedTok
         ValueError: where there is none, or one that this model or a batch cannot do with.
     """
     with reading(f"The tokenizer of {model}", _REMEDY):
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        except ValueError as error:
+            if "tiktoken" not in str(error) or find_spec("sentencepiece"):
+                raise
+            # Upstream asks for a package that cannot read it either.
+            raise ValueError(
+                "without a `tokenizer.json`, one of SentencePiece needs `pip install sentencepiece`"
+            ) from error
     remedy = "save the tokenizer that the model was trained with beside it"
     # Without its files upstream makes one that knows no words.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
@@ -215,7 +224,8 @@ def load_classifier(
             f"The checkpoint must hold all weights of its encoders, got {len(beyond_head)} missing or of another "
             f"shape than its configuration says, such as {beyond_head[0]}, in {model}; fetch or save it again."
         )
-    if needs_head and any(name.startswith("classifier") for name in missing):
+    # Of a model that labels each token there is a classifier, but no pooler that it was trained on.
+    if needs_head and any(name.startswith("classifier") or ".pooler." in name for name in missing):
         raise ValueError(
             f"The model must have a trained classification head, got none in {model}; fine-tune it first."
         )

@@ -12,7 +12,16 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    IterableDataset,
+    IterableDatasetDict,
+    NamedSplit,
+    Value,
+    concatenate_datasets,
+)
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
 from .checkpoint import hub_id, load_config, load_tokenizer, reading
@@ -97,8 +106,17 @@ class TaskData:
     @cached_property
     def digest(self) -> str:
         """Of inputs and labels, by which other data under the same name are found out."""
+        return self._digest(self.train, self.tune, self.eval)
+
+    @cached_property
+    def eval_digest(self) -> str:
+        """The same of the reported split alone."""
+        return self._digest(self.eval)
+
+    @staticmethod
+    def _digest(*splits: Dataset | IterableDataset) -> str:
         found = hashlib.sha256()
-        for split in (self.train, self.tune, self.eval):
+        for split in splits:
             # A stream cannot be read in advance.
             if not isinstance(split, Dataset):
                 continue
@@ -165,9 +183,10 @@ def load_splits(
                     "it is a single split; pass an `--eval-file` to report on, or save a `DatasetDict` of `train` and "
                     "`validation`"
                 )
-            splits = DatasetDict(train=datasets.load_from_disk(dataset))
+            splits = DatasetDict(train=_as_saved(datasets.load_from_disk(dataset), "train"))
         elif (folder / "dataset_dict.json").is_file():
-            splits = datasets.load_from_disk(dataset)
+            saved = datasets.load_from_disk(dataset)
+            splits = DatasetDict({name: _as_saved(rows, name) for name, rows in saved.items()})
         else:
             if folder.is_dir():
                 splits = read_folder(dataset, subset, streaming)
@@ -187,6 +206,11 @@ def load_splits(
                 held_out = Dataset.from_list(list(held_out), features=held_out.features)
             return train, held_out
     raise ValueError(f"Data set {dataset!r} has no split to report on, got {list(splits)}; pass `--eval-file`.")
+
+
+def _as_saved(rows: Dataset, split: str) -> Dataset:
+    """Rows as Python values, whatever format they were saved with, that know what their split is called."""
+    return concatenate_datasets([rows.with_format(None)], split=NamedSplit(split))
 
 
 def prepare_data(
@@ -246,6 +270,9 @@ def prepare_data(
     limit = input_limit(tokenizer, config, len(texts), max_length, task.max_length if task else None)
     of_task = task.label_names if task else ()
     if fine_tuned or measure_only:
+        if of_task and {name.lower() for name in of_task} == {name.lower() for name in named_labels(config)}:
+            # The model may have them in another order.
+            train, held_out = (_named_by_task(split, columns[0], of_task) for split in (train, held_out))
         unnamed = of_task if len(of_task) == config.num_labels else named_labels(config, place_holders=True)
         expected, as_places = named_labels(config) or unnamed, True
     else:
@@ -312,14 +339,28 @@ def prepare_data(
     )
 
 
+def _named_by_task(split: Dataset, column: str, names: Sequence[str]) -> Dataset:
+    """Class numbers without names, as json has them of a known task, mean what they mean there."""
+    feature = split.features[column]
+    if not isinstance(feature, Value) or not feature.dtype.startswith(("int", "uint")):
+        return split
+    return split.cast_column(column, ClassLabel(names=list(names)))
+
+
 def _with_each_class(drawn: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
     """A draw of rows, of whose first ones some are exchanged for classes that would not be among them.
 
     Only where classes are there to spare: no more than one row of each is brought there, none is taken from where it
-    is the only one, and the only row of a class is left to train on. Where more than a tenth would be exchanged, or
-    three rows, the draw stays as it is: of many classes none would be as common there as it is.
+    is the only one, and of each class a row is left to train on. Where more than a tenth would be exchanged, or three
+    rows, no more are brought there: of many classes none would be as common there as it is.
     """
     drawn = drawn.copy()
+    for label in np.setdiff1d(labels[drawn[:first]], labels[drawn[first:]]):
+        left, counts = np.unique(labels[drawn[first:]], return_counts=True)
+        if counts.max() > 1:
+            place = np.flatnonzero(labels[drawn[:first]] == label)[0]
+            spare = first + np.flatnonzero(labels[drawn[first:]] == left[counts.argmax()])[0]
+            drawn[[place, spare]] = drawn[[spare, place]]
     numbers, counts = np.unique(labels[drawn], return_counts=True)
     missing = [label for label in numbers[counts > 1] if label not in labels[drawn[:first]]]
     for label in missing if len(missing) <= max(_EXCHANGED, first // 10) else []:

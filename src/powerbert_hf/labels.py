@@ -4,7 +4,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import compress
 from math import isfinite
 from statistics import fmean, pstdev
@@ -211,7 +211,7 @@ def _label_values(rows: Dataset, columns: Sequence[str], split: str, feature: An
 
 
 def _known(value: Any, number: Mapping[Any, int]) -> Any:
-    return value if value in number else str(value)
+    return value if isinstance(value, Hashable) and value in number else str(value)
 
 
 def _are_indicators(rows: Sequence[list[Any]], width: int) -> bool:

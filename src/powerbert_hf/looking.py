@@ -131,6 +131,8 @@ def _data_of(run: Run) -> TaskData:
     rows = run.report["data"]["eval_rows"]
     if len(data.eval) != rows:
         raise ValueError(f"The reported split must have the {rows} rows of the run, got {len(data.eval)}; restore it.")
+    if run.report["data"].get("eval_digest") not in (None, data.eval_digest):
+        raise ValueError("The reported split must hold the texts and labels of the run, got others; restore it.")
     return data
 
 

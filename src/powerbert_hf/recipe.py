@@ -258,7 +258,7 @@ def _report(
         "model": model,
         "base_model": hub_id(model),
         "backbone": ours.config.upstream_model_type,
-        "data": data.source,
+        "data": {**data.source, "eval_digest": data.eval_digest},
         "metric": data.metric,
         "base": fine_tuned["metrics"][data.metric],
         "final": final["metrics"][data.metric],

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # The first speed-up that is tried, and the factor to the next one where it is good enough.
 _FIRST, _FASTER = 2.0, 1.5
+# Rows of which a correlation tells next to nothing.
+_FEW = 30
 # Good enough and not good enough are not told apart any further than by this factor.
 _NEAR = 1.15
 
@@ -128,6 +130,8 @@ def fastest_within(
     point = 100 / len(data.tune)
     if point > max_drop and data.problem_type != "regression":
         say(f"a row of the tuning split counts {point:.1f} points, more than the {max_drop:g} that may be lost")
+    if data.problem_type == "regression" and len(data.tune) < _FEW:
+        say(f"the tuning split has {len(data.tune)} rows, too few for a correlation to tell what is lost; pass more")
     base = first_step(model, data, args, root, fine_tuned, say)
     most = _points(read_step(base)["tuning"][data.metric] - constant_metric(data))
     if most <= 0:

@@ -172,11 +172,18 @@ def input_limit(
             f"A model that reads two texts must have a `type_vocab_size` of 2, got {config.type_vocab_size} in its "
             "configuration; join the texts into one column."
         )
+    if texts > 1 and config.type_vocab_size > 1 and "token_type_ids" not in tokenizer.model_input_names:
+        logger.warning(
+            "The tokenizer, as ALBERT's in transformers 5, does not say which of the two texts a word-piece is of. A "
+            "model that was trained with that answers worse without: add `token_type_ids` to `model_input_names` in "
+            "its `tokenizer_config.json`"
+        )
     longest = min(tokenizer.model_max_length, config.max_position_embeddings)
+    whose = "model" if longest == config.max_position_embeddings else "model's tokenizer"
     shortest = tokenizer.num_special_tokens_to_add(pair=texts > 1) + texts
     if max_length is not None and not shortest <= max_length <= longest:
         raise ValueError(
-            f"`max_length` must lie between {shortest}, one word-piece a text, and {longest}, what the model takes, "
+            f"`max_length` must lie between {shortest}, one word-piece a text, and {longest}, what the {whose} takes, "
             f"got {max_length}; leave it out for the longest."
         )
     return min(max_length or default or longest, longest)
