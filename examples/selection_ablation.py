@@ -27,7 +27,7 @@ from powerbert_hf.arguments import DataArguments
 from powerbert_hf.checkpoint import load_classifier
 from powerbert_hf.data import TaskData, load_data
 from powerbert_hf.demo import make_demo
-from powerbert_hf.encoder import Extract
+from powerbert_hf.encoder import Extract, Ranking
 from powerbert_hf.modeling_powerbert import PoWERBertSelfAttention
 from powerbert_hf.packing import Packed
 from powerbert_hf.report import read_run
@@ -58,10 +58,11 @@ class StaticSelection(PoWERBertSelfAttention):
         self, hidden_states: Tensor, attention_mask: Any, kept: Any, rule: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """With padding: the rank of every word-vector."""
-        context, weights, order = super().attend(hidden_states, attention_mask, kept, rule, *args, **kwargs)
+        context, weights, ranking = super().attend(hidden_states, attention_mask, kept, rule, *args, **kwargs)
         if isinstance(rule, Extract) and not rule.cls_only and not isinstance(kept, Packed):
-            order = rank(self.scores[: order.shape[1]].expand(order.shape), kept.mask)
-        return context, weights, order
+            scores = self.scores[: hidden_states.shape[1]].expand(hidden_states.shape[:2])
+            ranking = Ranking(rank(scores, kept.mask))
+        return context, weights, ranking
 
     def attend_packed(self, hidden_states: Tensor, packed: Packed, rule: Any) -> Any:
         """Without padding: the rows that are kept."""
@@ -70,7 +71,7 @@ class StaticSelection(PoWERBertSelfAttention):
         context, weights, _ = super().attend_packed(hidden_states, packed, None)
         inputs = zip(packed.starts(), packed.lengths, rule.kept(packed), strict=True)
         rows = torch.cat([start + extract(rank(self.scores[None, :n]), kept)[0] for start, n, kept in inputs])
-        return context[:, rows], weights, rows
+        return context[:, rows], weights, Ranking(rows)
 
 
 def rank_by(model: torch.nn.Module, scores: Tensor) -> None:
