@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import reference
-from conftest import without_dropout
+from conftest import Host, without_dropout
 from powerbert_hf import encoder, retention
 from powerbert_hf.encoder import Kept, ranking_attention
 
@@ -391,6 +391,22 @@ def test_checkpointing_keeps_the_gradients_of_rankings_or_is_refused(host, batch
     ours.enable_input_require_grads()
     with pytest.raises(ValueError, match="use_reentrant"):
         ours(**batch, wanted_significance=wanted)
+    for layer in ours.base_model.encoder.encoders():
+        attention = ranking_attention(layer)
+        attention.query.requires_grad_(False), attention.key.requires_grad_(False)
+    with pytest.raises(ValueError, match="use_reentrant"):
+        ours(**batch, wanted_significance=wanted)
+
+
+def test_rankings_of_what_is_frozen_have_no_gradient(batch):
+    ours = Host("bert").make(retention_config=[8, 5, 3])
+    ours.requires_grad_(False)
+    ours.base_model.encoder.layer[2].requires_grad_(True)
+    wanted = torch.rand(5, 12, generator=torch.Generator().manual_seed(7)) + 0.1
+    outputs = ours(**batch, labels=torch.tensor([0, 1, 0, 1, 0]), wanted_significance=wanted)
+    assert outputs.ranking_divergence > 0
+    (outputs.loss + outputs.ranking_divergence).backward()
+    assert ours.base_model.encoder.layer[2].output.dense.weight.grad.any()
 
 
 def test_of_what_is_partly_left_as_large_a_part_of_its_attention_is_wanted():

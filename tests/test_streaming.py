@@ -120,6 +120,19 @@ def test_numbers_of_a_stream_may_all_be_alike_for_a_while_and_are_pointed_out_on
     assert caplog.text.count("Written as whole numbers, they are classes") == 1
 
 
+def test_numbers_of_a_known_task_mean_the_same_in_all_of_a_stream(options, rows, tokenizer, tmp_path):
+    """The model has the labels the other way round."""
+    Host("bert").make_stock(id2label={0: "POSITIVE", 1: "NEGATIVE"}).save_pretrained(tmp_path / "model")
+    numbered = [{"sentence": row["text"], "label": int(row["label"] == "positive")} for row in rows]
+    Dataset.from_list(numbered).to_json(tmp_path / "rows.jsonl")
+    options.task = "sst2"
+    data = streaming.load_stream(options, str(tmp_path / "model"), fine_tuned=True)
+    assert data.label_names == ("POSITIVE", "NEGATIVE")
+    found = [(tuple(row["input_ids"]), row["labels"]) for row in [*islice(data.train, 62), *data.tune]]
+    wanted = [(tuple(tokenizer(row["sentence"])["input_ids"]), 1 - row["label"]) for row in numbered]
+    assert sorted(found) == sorted(wanted)
+
+
 def test_a_class_that_the_head_does_not_have_is_refused(options, rows, tmp_path):
     with open(tmp_path / "rows.jsonl", "a") as file:
         file.write('{"text": "good", "label": "mixed"}\n')

@@ -152,7 +152,9 @@ def load_tokenizer(model: str | Path, config: PreTrainedConfig) -> PreTrainedTok
             if "tiktoken" not in str(error) or find_spec("sentencepiece"):
                 raise
             # Upstream asks for a package that cannot read it either.
-            raise ValueError("without a `tokenizer.json`, it needs `pip install sentencepiece`") from error
+            raise ValueError(
+                "it has no `tokenizer.json`; copy that, or, if it has a `spiece.model`, `pip install sentencepiece`"
+            ) from error
     remedy = "save the tokenizer that the model was trained with beside it"
     # Without its files upstream makes one that knows no words.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):

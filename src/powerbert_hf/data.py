@@ -183,10 +183,9 @@ def load_splits(
                     "it is a single split; pass an `--eval-file` to report on, or save a `DatasetDict` of `train` and "
                     "`validation`"
                 )
-            splits = DatasetDict(train=_as_saved(datasets.load_from_disk(dataset), "train"))
+            splits = DatasetDict(train=datasets.load_from_disk(dataset).with_format(None))
         elif (folder / "dataset_dict.json").is_file():
-            saved = datasets.load_from_disk(dataset)
-            splits = DatasetDict({name: _as_saved(rows, name) for name, rows in saved.items()})
+            splits = datasets.load_from_disk(dataset).with_format(None)
         else:
             if folder.is_dir():
                 splits = read_folder(dataset, subset, streaming)
@@ -204,13 +203,11 @@ def load_splits(
             held_out = splits[name]
             if isinstance(held_out, IterableDataset):
                 held_out = Dataset.from_list(list(held_out), features=held_out.features)
+            if str(held_out.split) != name:
+                # `train_test_split` leaves on both parts what the whole was called.
+                held_out = concatenate_datasets([held_out], split=NamedSplit(name))
             return train, held_out
     raise ValueError(f"Data set {dataset!r} has no split to report on, got {list(splits)}; pass `--eval-file`.")
-
-
-def _as_saved(rows: Dataset, split: str) -> Dataset:
-    """Rows as Python values, whatever format they were saved with, that know what their split is called."""
-    return concatenate_datasets([rows.with_format(None)], split=NamedSplit(split))
 
 
 def prepare_data(
@@ -249,7 +246,8 @@ def prepare_data(
         source: kept for the report.
         measure_only: nothing is trained: see `read_labels`; only the split to report is tokenised, for all three.
         num_proc: see `tokenize`.
-        fine_tuned: the model has been trained on the task already, so that whole numbers are its labels' numbers.
+        fine_tuned: the model has been trained on the task already, so that whole numbers are its labels' numbers, or
+            those of a known task that has the same labels.
         metric: the one that counts, of those in `METRICS`.
 
     Raises:
@@ -270,9 +268,7 @@ def prepare_data(
     limit = input_limit(tokenizer, config, len(texts), max_length, task.max_length if task else None)
     of_task = task.label_names if task else ()
     if fine_tuned or measure_only:
-        if of_task and {name.lower() for name in of_task} == {name.lower() for name in named_labels(config)}:
-            # The model may have them in another order.
-            train, held_out = (_named_by_task(split, columns[0], of_task) for split in (train, held_out))
+        train, held_out = (named_by_task(split, columns[0], task, config) for split in (train, held_out))
         unnamed = of_task if len(of_task) == config.num_labels else named_labels(config, place_holders=True)
         expected, as_places = named_labels(config) or unnamed, True
     else:
@@ -339,9 +335,19 @@ def prepare_data(
     )
 
 
-def _named_by_task(split: Dataset, column: str, names: Sequence[str]) -> Dataset:
-    """Class numbers without names, as json has them of a known task, mean what they mean there."""
-    feature = split.features[column]
+def named_by_task(split: Dataset, column: str, task: Task | None, config: Any) -> Dataset:
+    """Class numbers of a known task as what they mean there: a model may have the same labels in another order.
+
+    Args:
+        split: of rows.
+        column: of their labels, with or without names.
+        task: the known one, if it is one.
+        config: of a model that has been trained on it.
+    """
+    names, feature = task.label_names if task else (), split.features[column]
+    theirs = {name.lower() for name in named_labels(config)}
+    if not names or {name.lower() for name in names} != theirs:
+        return split
     if not isinstance(feature, Value) or not feature.dtype.startswith(("int", "uint")):
         return split
     return split.cast_column(column, ClassLabel(names=list(names)))

@@ -263,9 +263,10 @@ class RetentionEncoderMixin:
                     backend_mask = hiding.expand(-1, 1, queried.shape[1], -1)
                 mask_made_for = kept
             # All positional: gradient checkpointing sees only these, and the hooks take hidden states from the first.
+            entered, ranked = hidden_states, len(kept.apart)
             hidden_states, kept = encoder(hidden_states, backend_mask, kept, rule, **kwargs)
             if torch.is_grad_enabled():
-                self._check_reentrant(encoder, kept)
+                self._check_reentrant(encoder, entered, kept, len(kept.apart) > ranked)
             kept_positions.append(kept.positions)
 
         return PoWERModelOutput(
@@ -275,13 +276,15 @@ class RetentionEncoderMixin:
             ranking_divergence=torch.stack(kept.apart).mean() if kept.apart else None,
         )
 
-    def _check_reentrant(self, encoder: nn.Module, kept: Kept) -> None:
+    def _check_reentrant(self, encoder: nn.Module, entered: Tensor, kept: Kept, ranked: bool) -> None:
         """Refuse what an encoder leaves besides its hidden states without a gradient, unless nobody wants one."""
         weights = self.retention_weights
         hidden = kept.weights is not None and not kept.weights.requires_grad
         lost = hidden and weights is not None and weights.requires_grad
-        if kept.apart and not kept.apart[-1].requires_grad:
-            lost = lost or any(weight.requires_grad for weight in ranking_attention(encoder).query.parameters())
+        if ranked and not kept.apart[-1].requires_grad:
+            attention = ranking_attention(encoder)
+            learned = [entered, *attention.query.parameters(), *attention.key.parameters()]
+            lost = lost or any(part.requires_grad for part in learned)
         if lost:
             raise ValueError(
                 "Gradient checkpointing must not be reentrant where word-vectors are hidden, or ranked by a teacher, "

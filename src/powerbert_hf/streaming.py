@@ -13,7 +13,7 @@ import pyarrow
 from datasets import Dataset, IterableDataset
 
 from .checkpoint import load_config, load_tokenizer, reading
-from .data import TaskData, load_splits, prepare_data, source_of
+from .data import TaskData, load_splits, named_by_task, prepare_data, source_of
 from .labels import flat, read_labels
 from .rows import REPAIR
 from .tasks import TASKS
@@ -70,6 +70,8 @@ def load_stream(options: Any, model: str, seed: int = 42, fine_tuned: bool = Fal
     )
     texts, labels = data.source["text_columns"], data.source["label_column"]
     columns = [labels] if isinstance(labels, str) else labels
+    if fine_tuned:
+        head = named_by_task(head, columns[0], task, config)
     sample, limit = _sample(head, columns), data.source["max_length"]
 
     # What else there is may be of any kind.

@@ -167,16 +167,18 @@ def input_limit(
             f"A tokenizer must pad on the right, since a classifier reads [CLS] at position 0, got `padding_side` "
             f"{tokenizer.padding_side!r}; set it to 'right'."
         )
-    if texts > config.type_vocab_size and "token_type_ids" in tokenizer.model_input_names:
+    segments = "token_type_ids" in tokenizer.model_input_names
+    if texts > config.type_vocab_size and segments:
         raise ValueError(
             f"A model that reads two texts must have a `type_vocab_size` of 2, got {config.type_vocab_size} in its "
             "configuration; join the texts into one column."
         )
-    if texts > 1 and config.type_vocab_size > 1 and "token_type_ids" not in tokenizer.model_input_names:
+    # A model of this package was trained with what it has.
+    if texts > 1 and config.type_vocab_size > 1 and not segments and not config.model_type.startswith("power"):
         logger.warning(
-            "The tokenizer, as ALBERT's in transformers 5, does not say which of the two texts a word-piece is of. A "
-            "model that was trained with that answers worse without: add `token_type_ids` to `model_input_names` in "
-            "its `tokenizer_config.json`"
+            "The tokenizer, as ALBERT's in transformers 5, does not say which of the two texts a word-piece is of. To "
+            "train with that, or for a model that was, add `token_type_ids` to `model_input_names` in its "
+            "`tokenizer_config.json`; for a model that was trained without, leave it"
         )
     longest = min(tokenizer.model_max_length, config.max_position_embeddings)
     whose = "model" if longest == config.max_position_embeddings else "model's tokenizer"

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modelcard import TrainingSummary
 from transformers.trainer_pt_utils import LengthGroupedSampler, find_batch_size
-from transformers.trainer_utils import has_length
+from transformers.trainer_utils import has_length, unwrap_peft_model
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .agreement import log_probabilities
@@ -74,7 +74,7 @@ class PoWERTrainingArguments(TrainingArguments):
             Share of the loss, from 0 to 1, that is the distance to the answers of a teacher, and to its rankings, see
             [`PoWERTrainer`].
         ranking_distillation (`bool`, *optional*, defaults to `True`):
-            Whether the teacher's rankings are asked for. A step takes about a fifth more time and a sixth more memory.
+            Whether the teacher's rankings are asked for, which takes time and memory: attention has a gradient then.
     """
 
     speedup: float | None = field(
@@ -502,12 +502,13 @@ class PoWERTrainer(Trainer):
     def _teaches_ranking(self) -> bool:
         """Whether the teacher can tell what to rank by, and the model ranks and can be told."""
         teacher: Any = self.teacher
+        model: Any = unwrap_peft_model(self.model)
         return (
             self.args.ranking_distillation
             and hasattr(teacher, "significance_of_all")
             and teacher.config.active_retention_mode == "off"
-            and getattr(self.model.config, "active_retention_mode", "off") != "off"
-            and "wanted_significance" in signature(self.model.forward).parameters
+            and getattr(model.config, "active_retention_mode", "off") != "off"
+            and "wanted_significance" in signature(model.forward).parameters
         )
 
     def _with_teacher(self, loss: Tensor, outputs: Any, wanted: Tensor | None, steps: int = 1) -> Tensor:
