@@ -225,6 +225,18 @@ def test_a_card_of_somebodys_own_goes_up_as_it_is(hub, model):
     assert hub.files("user/one")["README.md"].decode() == own
 
 
+def test_beside_a_card_of_ones_own_goes_the_configuration_of_today(hub, model):
+    """`retention="user/one"` reads it before the model's."""
+    own = "---\ntags:\n- mine\n---\n# My model\n"
+    Path("model/README.md").write_text(own)
+    run("publish", "model", "--repo", "user/one")
+    loaded = AutoModelForSequenceClassification.from_pretrained("user/one")
+    loaded.set_retention([0.9, 0.5, 0.2], "fraction")
+    loaded.push_to_hub("user/one")
+    assert hub.files("user/one")["README.md"].decode() == own
+    assert read_retention("user/one").retention_config == [0.9, 0.5, 0.2]
+
+
 def test_a_card_whose_metadata_cannot_be_read_is_somebodys_own(hub, model, capsys, tmp_path):
     for matter in ("a: [b\n", "- a\n"):
         Path("model/README.md").write_text(f"---\n{matter}---\n# My model\n")
@@ -718,6 +730,11 @@ def test_a_model_of_a_run_is_pushed_with_the_report_only_while_its_weights_are_t
     model = AutoModelForSequenceClassification.from_pretrained(final)
     model.push_to_hub("user/same")
     assert card(hub, "user/same").data.eval_results[0].metric_value == ran["final"]
+    model.set_retention([0.9, *model.config.retention_config[1:]])
+    model.push_to_hub("user/configured")
+    assert card(hub, "user/configured").data.eval_results is None
+    assert read_retention("user/configured").retention_config == model.config.retention_config
+    model = AutoModelForSequenceClassification.from_pretrained(final)
     with torch.no_grad():
         model.classifier.bias += 1
     model.push_to_hub("user/other")

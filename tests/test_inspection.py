@@ -252,6 +252,7 @@ def test_text_is_no_wider_than_asked_and_plain_unless_asked(model, pieces, width
 
 
 def test_hostile_texts_stay_texts(model, pieces):
+    model.config.id2label = {0: HOSTILE, 1: HOSTILE}
     (found,) = explain(model, pieces, [HOSTILE])
     shown = format_explanation(found)
     assert not {"\x1b", "\u202e", "\x00"}.intersection(shown)

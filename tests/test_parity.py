@@ -125,6 +125,11 @@ def test_soft_checkpoint_loads_hard_without_a_word(host, tmp_path, upstream_warn
         tmp_path, retention_mode=None, retention_config=[4, 2, 1], output_loading_info=True
     )
     assert hard.retention_weights is None
+    for said in ({}, {"retention_unit": "words"}):
+        again = host.classifier.from_pretrained(tmp_path, retention_config=[4, 2, 1], **said)
+        assert again.config.active_retention_mode == "hard"
+    again = host.classifier.from_pretrained(tmp_path, retention_config=[4, 2, 1], retention_mode="off")
+    assert again.config.active_retention_mode == "off"
     assert not info["unexpected_keys"]
     assert upstream_warnings == []
 

@@ -185,7 +185,7 @@ def test_pictures_are_well_formed_and_stay_inside():
     shown = [
         draw_configuration([1.0, 0.5, 0.01], [1.0, 0.4, 0.01], [9, 5, 1]),
         draw_configuration([0.5]),
-        draw_curves([Curve(f"encoder {n}", [1, 2, 3], [1.0, 0.5, 0.5]) for n in range(12)], "t", "x", "y"),
+        draw_curves([Curve(f"encoder {n}", [1, 2, 3], [1.0, 0.5, 0.5]) for n in range(24)], "t", "x", "y"),
         draw_curves([Curve("one", [1], [0.0])], "t", "x", "y"),
         draw_sweep(sweep),
         draw_sweep(one),

@@ -359,7 +359,7 @@ def known_of(model: str | Path, config: Any, place: str, card: str | None = None
 def add_card(model: PreTrainedModel, folder: str | Path, repo: str) -> None:
     """Write card and `retention.json` beside what upstream's `push_to_hub` has saved of a model.
 
-    A card of somebody's own stays. The report of a run is told only of the weights that it is of. A model that
+    A card of somebody's own stays. The report of a run is told only of the model that it is of. A model that
     eliminates nothing, or is no classifier, has upstream's card.
 
     Args:
@@ -373,10 +373,11 @@ def add_card(model: PreTrainedModel, folder: str | Path, repo: str) -> None:
     # Upstream has put the one that is on the Hub here, or a default.
     written = card_of(folder)
     if written is not None and is_own(written):
+        RetentionFile.of(model.config, base_model=_one(_metadata_of(written).get("base_model"))).save(folder)
         return
     known = _lasting(_metadata_of(written))
     source = Path(model.name_or_path)
-    if run_of(source) is not None and _same_weights(model, source):
+    if run_of(source) is not None and _same_model(model, source):
         facts = known_of(source, model.config, repo, metadata={"tags": known.get("tags")})
     else:
         base = hub_id(model.name_or_path) if model.name_or_path != repo else None
@@ -388,9 +389,10 @@ def add_card(model: PreTrainedModel, folder: str | Path, repo: str) -> None:
     facts.retention.save(folder)
 
 
-def _same_weights(model: PreTrainedModel, folder: Path) -> bool:
+def _same_model(model: PreTrainedModel, folder: Path) -> bool:
+    """Whether weights and retention configuration are still those that lie there."""
     saved = folder / SAFE_WEIGHTS_NAME
-    if not saved.is_file():
+    if not saved.is_file() or not read_retention(folder).runs_as(RetentionFile.of(model.config)):
         return False
     weights, ours = load_file(saved), model.state_dict()
     return weights.keys() == ours.keys() and all(

@@ -174,6 +174,9 @@ class RetentionConfig(PreTrainedConfig):
         kwargs = dict(kwargs)
         source = kwargs.pop("retention", None)
         if source is None:
+            if kwargs.get("retention_config") is not None:
+                # As with `retention` and `set_retention`: whoever gives one wants it run.
+                config_dict = {**config_dict, "retention_mode": None}
             return config_dict, kwargs
         if kwargs.get("retention_config") is not None:
             raise ValueError(

@@ -184,7 +184,7 @@ def _pieces(encoding: Any, texts: Sequence[str]) -> Iterator[tuple[tuple[Any, st
     for position, (token, word, sequence, (start, end)) in enumerate(places):
         if sequence is None:
             done = 0
-            yield (("special", position), token), token
+            yield (("special", position), token), legible(token)
             continue
         # SentencePiece's mark of a new word stands for nothing, though it has the place of the first character.
         surface = "" if token == "▁" else texts[sequence][max(start, done) : end]

@@ -242,6 +242,9 @@ def _of_model(content: Mapping[str, Any]) -> RetentionFile:
     config, kind = content.get("retention_config"), content["model_type"]
     if config is None or not isinstance(config, list):
         raise ValueError(f"it is a model of type {kind!r} without a `retention_config`")
+    mode = content.get("retention_mode")
+    if mode in ("off", "soft"):
+        raise ValueError(f"it is a model in {mode} mode, which does not run with its `retention_config`")
     unit, length = content.get("retention_unit", "words"), content.get("retention_length")
     return RetentionFile(str(kind).removeprefix("power"), len(config), config, unit, length)
 

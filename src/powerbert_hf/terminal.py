@@ -5,7 +5,7 @@
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from .inspection import Explanation, Word
+from .inspection import Explanation, Word, legible
 from .survival import Fate, Survival
 
 GONE = "·"
@@ -108,7 +108,7 @@ def format_answer(answer: dict) -> str:
     if "label" not in answer and "labels" not in answer:
         return ", ".join(f"{value:.3f}" for value in answer.get("values") or [answer["value"]])
     pairs = zip(answer["labels"], answer["scores"], strict=True) if "labels" in answer else [tuple(answer.values())]
-    return ", ".join(f"{name} ({score:.1%})" for name, score in pairs) or "none of the labels"
+    return ", ".join(f"{legible(str(name))} ({score:.1%})" for name, score in pairs) or "none of the labels"
 
 
 def _blocks(words: Sequence[Word], width: int) -> Iterator[list[Word]]:

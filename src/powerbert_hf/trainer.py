@@ -579,21 +579,19 @@ class PoWERTrainer(Trainer):
         written = card_of(path.parent)
         if written is None and self.hub_model_id is not None:
             written = card_of(self.hub_model_id, self.args.hub_token)
+        # The name of a folder is nobody's business; an empty one is left out.
+        base = kwargs.pop("finetuned_from", None) or hub_id(self.model.name_or_path) or ""
+        retention = RetentionFile.of(self.model.config, base_model=base or None)
+        retention.save(path.parent)
         if written is not None and is_own(written):
             path.write_text(written, encoding="utf-8")
-        else:
-            found_by = [tags] if isinstance(tags, str) else list(tags or ())
-            # The name of a folder is nobody's business; an empty one is left out.
-            base = kwargs.pop("finetuned_from", None) or hub_id(self.model.name_or_path) or ""
-            tasks = kwargs.pop("tasks", None) or "text-classification"
-            summary = TrainingSummary.from_trainer(self, tags=found_by, finetuned_from=base, tasks=tasks, **kwargs)
-            retention = RetentionFile.of(self.model.config, base_model=base or None)
-            place = self.hub_model_id or Path(self.args.output_dir).name
-            facts = Facts(
-                place, retention, metadata=summary.create_metadata(), hyperparameters=summary.hyperparameters
-            )
-            path.write_text(str(make_card(facts)), encoding="utf-8")
-            retention.save(path.parent)
+            return
+        found_by = [tags] if isinstance(tags, str) else list(tags or ())
+        tasks = kwargs.pop("tasks", None) or "text-classification"
+        summary = TrainingSummary.from_trainer(self, tags=found_by, finetuned_from=base, tasks=tasks, **kwargs)
+        place = self.hub_model_id or Path(self.args.output_dir).name
+        facts = Facts(place, retention, metadata=summary.create_metadata(), hyperparameters=summary.hyperparameters)
+        path.write_text(str(make_card(facts)), encoding="utf-8")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Upstream's log, with the parts of the loss and the masses beside the training loss."""
