@@ -427,6 +427,9 @@ def test_what_is_hidden_is_not_ranked(host, batch):
         soft.retention_weights.copy_(torch.arange(12) < torch.tensor([[8], [5], [1]]))
     expected, found = (model(**batch, wanted_significance=wanted).ranking_divergence for model in (hard, soft))
     assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+    # What is hidden here, no later encoder has ranked by.
+    found.backward()
+    assert soft.retention_weights.grad is None or not soft.retention_weights.grad.any()
 
 
 def test_masses_learn_by_rankings_only_what_hiding_does_to_later_encoders(host, batch):
