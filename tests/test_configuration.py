@@ -70,6 +70,11 @@ def test_upstreams_configuration_is_converted_by_its_fields_and_refused_as_it_is
             model(upstream)
 
 
+def test_a_published_configuration_is_not_taken_for_a_field(host):
+    with pytest.raises(ValueError, match="for `from_pretrained`, got it in a constructor; pass it there"):
+        host.config(**host.fields, retention="user/configuration")
+
+
 @pytest.mark.parametrize("field", ["is_decoder", "add_cross_attention"])
 def test_decoders_are_refused_when_made_and_when_loaded(field, tmp_path):
     from conftest import Host

@@ -293,6 +293,21 @@ def test_what_was_made_of_the_labels_is_said(frame, tokenizer, caplog):
     assert "4 classes (negative, negative , positive, positive )" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (["a", "b", "a|b"], "holds 'a|b', which is one class"),
+        (["['x']", "['x', 'y']"], "holds \"['x', 'y']\", which is one class"),
+        (["rock, hard", "roll"], None),
+        (["a", "b", "a;c"], None),
+    ],
+)
+def test_several_labels_in_one_text_are_pointed_out(tokenizer, caplog, values, said):
+    prepare(Dataset.from_dict({"text": ["a film"] * 24, "label": values * (24 // len(values))}), tokenizer)
+    assert ("write lists in jsonl" in caplog.text) == (said is not None)
+    assert (said or "") in caplog.text
+
+
 def test_numbers_that_are_hard_to_learn_are_pointed_out(tokenizer, caplog):
     for scale, said in ((1.0, 0), (1000.0, 1)):
         priced = Dataset.from_dict({"text": ["a film"] * 20, "label": [scale * (n % 5) + 0.5 for n in range(20)]})
@@ -343,6 +358,7 @@ def test_labels_of_a_file_that_look_like_numbers_are_the_names_of_another(frame)
         ([0, 1], [0, -1], "got 1 without in the reported split, in row 2; drop these rows, or write the class -1"),
         ([0.5, None, 1.5, None], [0.5], "got 2 without in the training split, the first in row 2; drop"),
         ([0.5, float("nan")], [0.5], "got 1 without"),
+        (["a", "b", " ", ""], ["a"], "got 2 without in the training split, the first in row 3; drop"),
         (["a", "a"], ["a"], "at least two classes"),
         (["a", "b"], ["a", "c"], r"got 1 that are only in the reported split \(c\)"),
         ([0, 1], [], "reported split is empty"),

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import reference
 from conftest import Host, without_dropout
 from powerbert_hf import encoder, retention
+from powerbert_hf.elimination import logger
 from powerbert_hf.encoder import Kept, ranking_attention
 
 HARD = {
@@ -37,6 +39,24 @@ def test_lengths_follow_the_configuration_and_cls_always_stays(host, batch, unit
             assert positions[0] == 0
             assert set(positions[:number]) <= before[row]
             before[row] = set(positions[:number])
+
+
+def test_fewer_word_vectors_than_were_given_are_pointed_out_once(host, batch, caplog):
+    logger.warning_once.cache_clear()
+    ours = host.make("base", **HARD["fraction"])
+    ours(**batch, cls_only=True)
+    ours(**batch, output_kept_positions=True)
+    host.make("base", retention_mode="off")(**batch)
+    assert caplog.text == ""
+    for width in (12, 9):
+        assert ours(**{name: part[:, :width] for name, part in batch.items()}).last_hidden_state.shape[1] < width
+    assert caplog.text.count("A mean over them, as of SentenceTransformer, is no embedding") == 1
+
+
+def test_shapes_are_told_of_tensors_without_numbers(host):
+    ours = host.make(**HARD["fraction"])
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        assert ours(torch.ones(2, 8, dtype=torch.long)).logits.shape == (2, 2)
 
 
 def test_kept_are_the_most_significant(host, batch):

@@ -4,8 +4,10 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from statistics import fmean
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -127,7 +129,7 @@ def test_the_same_command_again_trains_nothing_and_another_is_refused(inputs, tm
 
     monkeypatch.setattr(PoWERTrainer, "train", no_training)
     # What changes no model may change.
-    evaluated = ["--eval-strategy=steps", "--logging-steps=3"]
+    evaluated = ["--eval-strategy=steps", "--logging-steps=3", "--run-name=mine", "--project=ours"]
     for more in ([], ["--per-device-eval-batch-size=8", "--dataloader-num-workers=1"], evaluated):
         assert cli.main(["train", *inputs, *more]) == 0
     assert (tmp_path / "run" / "final" / "model.safetensors").read_bytes() == before
@@ -327,6 +329,30 @@ def test_what_a_tracker_draws_beside_the_checkpoints_stays(inputs, tmp_path, mon
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_each_training_has_a_run_of_its_own_at_a_tracker(inputs, tmp_path, monkeypatch):
+    wandb, logs = MagicMock(__spec__=ModuleSpec("wandb", None), run=None), {}
+
+    def init(name, **_):
+        assert wandb.run is None
+        wandb.run, logs[name] = MagicMock(), []
+        wandb.run.finish = lambda: setattr(wandb, "run", None)
+        wandb.log = logs[name].append
+
+    wandb.init = init
+    for name in ("wandb", "wandb.sdk", "wandb.sdk.lib", "wandb.sdk.lib.config_util"):
+        monkeypatch.setitem(sys.modules, name, wandb)
+    wandb.ConfigError = ZeroDivisionError
+    assert cli.main(["train", *inputs, "--report-to=wandb", "--eval-strategy=epoch"]) == 0
+    assert list(logs) == ["run-fine_tuned", "run-searched", "run-final"]
+    assert wandb.run is None
+    for name, points in logs.items():
+        measured = [point["eval/accuracy"] for point in points if "eval/accuracy" in point]
+        record = json.loads((tmp_path / "run" / name.removeprefix("run-") / "step.json").read_text())
+        # Once an epoch on the tuning split; of the reported one nothing.
+        assert measured == [entry["eval_accuracy"] for entry in record["history"] if "eval_accuracy" in entry]
+        assert len(measured) == 1
+
+
 def test_two_commands_do_not_share_a_folder(inputs, tmp_path, capsys):
     with run_folder.sole_use(tmp_path / "run"):
         assert cli.main(["train", *inputs]) == 2
@@ -368,6 +394,14 @@ def test_numbers_for_a_regression_are_to_be_floats(inputs, capsys, host, rows, t
         Dataset.from_list([{**row, "label": len(row["text"]) % 2} for row in rows]).to_csv(tmp_path / f"{name}.csv")
     assert cli.main(["train", *inputs, "--fine-tuned"]) == 2
     assert "got a regression; write its numbers as floats, 1.0 for 1" in capsys.readouterr().err
+
+
+def test_classes_are_to_be_whole_numbers(inputs, capsys, rows, tmp_path):
+    for name in ("train", "eval"):
+        Dataset.from_list([{**row, "label": len(row["text"]) % 2.0} for row in rows]).to_csv(tmp_path / f"{name}.csv")
+    assert cli.main(["train", *inputs, "--fine-tuned"]) == 2
+    said = capsys.readouterr().err
+    assert "(a number), got LABEL_0, LABEL_1; write its classes as whole numbers, 1 for 1.0, or by name" in said
 
 
 def test_a_fine_tuned_model_without_names_of_labels_or_without_a_head_is_refused(inputs, capsys, host, tmp_path):
@@ -507,6 +541,14 @@ def test_what_failed_before_its_first_checkpoint_claims_no_folder(inputs, tmp_pa
         (["--resume-from-checkpoint=nowhere"], "`--resume-from-checkpoint` is not served"),
         (["--lr-scheduler-type=warmup_stable_decay"], "missing 1 required positional argument: 'num_decay_steps'"),
         (['--lr-scheduler-kwargs={"power": 2}'], "`--lr-scheduler-type linear` does not go with"),
+        (
+            [
+                "--lr-scheduler-type=polynomial",
+                '--lr-scheduler-kwargs={"lr_end": 2e-4}',
+                "--retraining-learning-rate=1e-4",
+            ],
+            "lr_end (0.0002) must be smaller than initial lr (0.0001); correct them",
+        ),
         (["--report-to=wandb"], "`--report-to` cannot be served: WandbCallback requires wandb"),
         (["--save-only-model"], "leaves checkpoints that no training goes on from; leave it out"),
         (["--save-only-model", "--save-strategy=no"], "`--save-only-model` leaves checkpoints that no"),
@@ -558,6 +600,7 @@ def test_evaluate_measures_a_model_on_a_file(inputs, tmp_path, capsys):
         (["--text-columns=nothing"], "There is no column 'nothing'; the data has text, label"),
         (["--task=squad"], "`--task` must be one of cola"),
         (["--train-file=nothing.csv"], "There is no file nothing.csv"),
+        ([f"--dataset={__file__}"], "takes a Hub id or a folder, got the file"),
         (["--retention-lambda=-1"], "`retention_lambda` must not be negative"),
         (["--max-steps=0"], "`--max-steps` must be at least 1, got 0"),
         (["--batch-eval-metrics=true"], "`--batch-eval-metrics` is not served"),
@@ -612,6 +655,9 @@ def test_known_tasks_bring_their_published_hyperparameters(tmp_path, monkeypatch
         assert settled()[1].per_device_train_batch_size == 16
         assert settled("--per-device-train-batch-size=64")[1].per_device_train_batch_size == 64
     assert parsing.parse("train", ["n", *options[1:]], kinds)[0].model == "n"
+    assert args.save_strategy == "epoch"
+    assert (settled("--save_steps=50")[1].save_strategy, settled("--save-steps=50")[1].save_steps) == ("steps", 50)
+    assert settled("--save-steps=50", "--save-strategy=no")[1].save_strategy == "no"
     assert (what.retention_unit, args.speedup, args.retention_lambda) == ("fraction", 2.0, None)
     assert args.distillation > 0
     assert args.retraining_learning_rate == pytest.approx(0.3 * 6e-5)

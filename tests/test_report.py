@@ -153,6 +153,10 @@ def test_a_run_whose_data_are_gone_says_so_and_shows_the_rest(tmp_path, capsys):
     (tmp_path / "run" / "searched" / "step.json").unlink()
     assert cli.main(["report", str(tmp_path / "run"), "--overwrite"]) == 2
     assert "A finished run must have a step.json" in capsys.readouterr().err
+    # Thrown away, for it is the size of the other two.
+    shutil.rmtree(tmp_path / "run" / "searched")
+    assert cli.main(["report", str(tmp_path / "run"), "--overwrite"]) == 0
+    assert "Three steps" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", [path.parent.name for path in ROOT.glob("results/*/report.json")])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from powerbert_hf.card import data_of, facts_of_report, make_card, picture, shown_command
+from powerbert_hf.card import Facts, data_of, facts_of_report, make_card, picture, shown_command
 from powerbert_hf.retention_file import RetentionFile, hub_reason, read_retention
 
 FITS = {"backbone": "bert", "encoders": 3, "retention_config": [0.9, 0.5, 0.3], "retention_unit": "fraction"}
@@ -70,8 +70,9 @@ def test_it_is_one_of_two_ways_to_give_a_configuration(host, tmp_path):
     (tmp_path / "retention.json").write_text(RetentionFile(**{**FITS, "backbone": host.name}).dumps())
     with pytest.raises(ValueError, match=r"got `retention` .* and `retention_config`; leave one out"):
         host.classifier.from_pretrained(tmp_path, retention=tmp_path, retention_config=[1.0, 1.0, 1.0])
-    with pytest.raises(ValueError, match="got a `config` beside it"):
-        host.classifier.from_pretrained(tmp_path, config=host.config(**host.fields), retention=tmp_path)
+    for field, value in {"retention": tmp_path, "retention_config": [1.0, 1.0, 1.0]}.items():
+        with pytest.raises(ValueError, match=f"`{field}` is read with .* got a `config` beside it"):
+            host.classifier.from_pretrained(tmp_path, config=host.config(**host.fields), **{field: value})
 
 
 def test_it_fits_a_model_that_is_loaded_with_fewer_encoders(host, tmp_path):
@@ -108,6 +109,9 @@ def test_the_picture_of_counts_is_drawn_to_the_longest_input():
     lines = picture(RetentionFile("bert", 2, [32, 8], "words", 64)).splitlines()
     assert [line.count("█") for line in lines] == [20, 5]
     assert [line.split()[-1] for line in lines] == ["32", "8"]
+    card = make_card(Facts("user/long", RetentionFile("bert", 2, [1024, 1001], "words")))
+    assert "| 1 | 1024 |" in card.text
+    assert "| 2 | 1001 |" in card.text
 
 
 @pytest.mark.parametrize(("split", "told"), [("validation", None), ("test", "test"), (None, "test")])
@@ -125,6 +129,7 @@ def test_a_card_of_your_own_files_names_them_without_the_place_where_they_are():
         "data": {
             **{"dataset": None, "subset": None, "task": None, "train_file": "/home/me/train.csv"},
             **{"eval_file": "/home/me/held.csv", "eval_split": None, "train_rows": 9, "eval_rows": 5},
+            "dataset_id": None,
         },
         "metric": "f1_micro",
         "base": 0.5,
@@ -137,7 +142,7 @@ def test_a_card_of_your_own_files_names_them_without_the_place_where_they_are():
         "measured_speedup": 1.5,
         "word_vectors_kept": [0.5, 0.25, 0.125],
         "mean_length": 20.0,
-        "timing": {"low": 1.25, "high": 1.75, "batch_size": 32},
+        "timing": {"low": 1.25, "high": 1.75, "batch_size": 32, "dtype": "float32"},
         "training": {
             **{"num_train_epochs": 1, "per_device_train_batch_size": 8, "learning_rate": 1e-3},
             **{"seed": 7, "bf16": False, "retention_lambda": 1e-3},
@@ -159,7 +164,7 @@ def test_a_card_of_your_own_files_names_them_without_the_place_where_they_are():
     assert "| 1 | 16 | 50.0 % |" in card.text
     assert "of the three steps (fine-tune, search,\nre-train)" in card.text
     # A file of one's own is no part of the data set that was trained on; a model fine-tuned before is no step.
-    report["data"] |= {"dataset": "some/topics", "train_file": None}
+    report["data"] |= {"dataset": "some/topics", "dataset_id": "some/topics", "train_file": None}
     report["training"]["fine_tuned_before"] = True
     card = make_card(facts_of_report(report, None, "user/mine"))
     assert card.data.datasets == ["some/topics"]

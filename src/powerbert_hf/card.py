@@ -113,7 +113,7 @@ def make_card(facts: Facts) -> ModelCard:
         metric=retention.metric or {},
         speedup=retention.speedup or {},
         picture=picture(retention),
-        entries=[f"{entry:.3g}" for entry in retention.retention_config],
+        entries=[f"{entry:.3g}" if isinstance(entry, float) else str(entry) for entry in retention.retention_config],
         command=None if facts.command is None else shown_command(facts.command),
         hyperparameters=facts.hyperparameters or {},
         transformers=transformers_version,
@@ -183,8 +183,7 @@ def data_of(report: dict[str, Any]) -> dict[str, Any]:
     if data["dataset"] is None:
         found, config, name = None, None, Path(data["train_file"]).name
     else:
-        # Reports have not always said it.
-        found, config = data.get("dataset_id", hub_id(data["dataset"])), data["subset"]
+        found, config = data["dataset_id"], data["subset"]
         if found is None and task is not None:
             # A folder that holds a known data set; what it calls otherwise may be rows of any split on the Hub.
             found, config = hub_source(task)
@@ -410,10 +409,9 @@ def _of_run(run: Path, config: Any, place: str, more: dict[str, Any]) -> Facts:
     # A sweep has one for all its runs.
     records = [folder / "command.json" for folder in (run, run.parent)]
     typed = next((json.loads(path.read_text(encoding="utf-8"))["typed"] for path in records if path.is_file()), None)
-    base = report.get("base_model", hub_id(report["model"]))
     # A name that was a folder's when it was trained is nobody's on the Hub.
     folder = report["model"] if Path(report["model"]).is_dir() else None
-    return facts_of_report(report, typed, place, license=license_of(base or folder), **more)
+    return facts_of_report(report, typed, place, license=license_of(report["base_model"] or folder), **more)
 
 
 def facts_of_report(report: dict[str, Any], typed: list[str] | None, place: str, **more: Any) -> Facts:
@@ -425,12 +423,9 @@ def facts_of_report(report: dict[str, Any], typed: list[str] | None, place: str,
         place: see [`Facts`].
         more: see [`Facts`].
     """
-    base = report["base_model"] if "base_model" in report else hub_id(report["model"])
-    name, data = base or name_of(report["model"]), data_of(report)
-    # Reports have not always said it.
-    backbone = report.get("backbone") or ("albert" if "albert" in name.lower() else "bert")
+    base, data = report["base_model"], data_of(report)
     retention = RetentionFile(
-        backbone,
+        report["backbone"],
         len(report["retention_config"]),
         report["retention_config"],
         report["retention_unit"],
@@ -446,7 +441,7 @@ def facts_of_report(report: dict[str, Any], typed: list[str] | None, place: str,
         },
         speedup={"predicted": report["predicted_speedup"], "measured": report["measured_speedup"]},
     )
-    return Facts(place, retention, report, typed, name, **more)
+    return Facts(place, retention, report, typed, base or name_of(report["model"]), **more)
 
 
 def license_of(base: str | None) -> dict[str, Any]:

@@ -61,6 +61,11 @@ class RetentionConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         # An upstream configuration as a dictionary brings its own type along.
         kwargs.pop("model_type", None)
+        if "retention" in kwargs:
+            raise ValueError(
+                "`retention` names a published configuration for `from_pretrained`, got it in a constructor; pass it "
+                "there, or a `retention_config` here."
+            )
         super().__post_init__(**kwargs)
         self.validate_retention()
 

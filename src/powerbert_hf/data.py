@@ -176,6 +176,11 @@ def load_splits(
     if dataset is None or train_file is not None:
         raise ValueError("Pass either `--dataset` or `--train-file` (with `--eval-file`), got both or neither.")
     folder = Path(dataset)
+    if folder.is_file():
+        raise ValueError(
+            f"`--dataset` takes a Hub id or a folder, got the file {dataset}; pass it as `--train-file`, with an "
+            "`--eval-file` to report on."
+        )
     with reading(f"The data set {dataset}", "check its name or folder, or fetch it again"):
         if (folder / "state.json").is_file():
             if eval_file is None:

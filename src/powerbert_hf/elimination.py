@@ -268,6 +268,13 @@ class RetentionEncoderMixin:
             if torch.is_grad_enabled():
                 self._check_reentrant(encoder, entered, kept, len(kept.apart) > ranked)
             kept_positions.append(kept.positions)
+        if not (cls_only or output_kept_positions or is_tracing(hidden_states)) and hidden_states.shape[1] < width:
+            logger.warning_once(
+                "The last encoder leaves fewer word-vectors than entered the first one, and of an input shorter than "
+                "others of its batch not all of these are real: read [CLS], at position 0, or ask for "
+                "`output_kept_positions=True`, which says which they are. A mean over them, as of "
+                "SentenceTransformer, is no embedding."
+            )
 
         return PoWERModelOutput(
             last_hidden_state=hidden_states,

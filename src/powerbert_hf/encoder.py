@@ -133,6 +133,10 @@ class RankingAttentionMixin:
     attention_head_size: int
     scaling: float
 
+    def heads(self, projection: nn.Module, states: Tensor) -> Tensor:
+        """(..., D) projected, to (..., H, D / H)."""
+        return projection(states).unflatten(-1, (-1, self.attention_head_size))
+
     def attend(
         self,
         hidden_states: Tensor,
@@ -163,12 +167,8 @@ class RankingAttentionMixin:
             return self.attend_packed(hidden_states, kept, rule)
         cls_only = isinstance(rule, Extract) and rule.cls_only
         queried = hidden_states[:, :1] if cls_only else hidden_states
-
-        def heads(projection: nn.Module, states: Tensor) -> Tensor:
-            return projection(states).view(*states.shape[:-1], -1, self.attention_head_size).transpose(1, 2)
-
-        query = heads(self.query, queried)
-        key, value = heads(self.key, hidden_states), heads(self.value, hidden_states)
+        query = self.heads(self.query, queried).transpose(1, 2)
+        key, value = (self.heads(part, hidden_states).transpose(1, 2) for part in (self.key, self.value))
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         context, weights = attention(
             self,
@@ -206,10 +206,7 @@ class RankingAttentionMixin:
         Returns:
             (B, T), see `retention.significance`.
         """
-        query, key = (
-            projection(hidden_states).unflatten(-1, (-1, self.attention_head_size)).transpose(1, 2)
-            for projection in (self.query, self.key)
-        )
+        query, key = (self.heads(part, hidden_states).transpose(1, 2) for part in (self.query, self.key))
         return significance(query, key, mask, self.scaling)
 
     def attend_packed(self, hidden_states: Tensor, packed: Packed, rule: Rule) -> tuple[Tensor, None, Ranking | None]:
@@ -222,12 +219,8 @@ class RankingAttentionMixin:
             # A word-vector by itself attends to itself, whatever the scores.
             context = self.value(states if rows is None else states[rows])
             return context[None], None, None if rows is None else Ranking(rows)
-
-        def heads(projection: nn.Module, states: Tensor) -> Tensor:
-            return projection(states).unflatten(-1, (-1, self.attention_head_size))
-
-        query = heads(self.query, states if rows is None else states[rows])
-        key, value = heads(self.key, states), heads(self.value, states)
+        query = self.heads(self.query, states if rows is None else states[rows])
+        key, value = self.heads(self.key, states), self.heads(self.value, states)
         if isinstance(rule, Extract) and rows is None:
             context, rows = attend_and_rank(query, key, value, packed, rule.kept(packed), self.scaling)
         else:

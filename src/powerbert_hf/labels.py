@@ -155,6 +155,13 @@ def warn_of_doubtful(column: str, values: Sequence[Any], labels: Sequence[Any], 
         return
     if len({name.strip().lower() for name in names}) < len(names):
         logger.warning("Column %r holds classes that differ only in blanks or capitals: they are kept apart", column)
+    if joined := next((name for name in names if _is_joined(name, names)), None):
+        logger.warning(
+            "Column %r holds %r, which is one class here: for several labels a text write lists in jsonl, or a column "
+            "of 0 and 1 for each class",
+            column,
+            joined,
+        )
     if type(values[0]) is int and str(values[0]) in names and len(names) > max(_SHOWN, len(values) * _MANY):
         logger.warning(
             "Column %r holds whole numbers, which are classes: %d in %d rows. Write them as floats for a regression",
@@ -164,12 +171,21 @@ def warn_of_doubtful(column: str, values: Sequence[Any], labels: Sequence[Any], 
         )
 
 
+def _is_joined(name: str, names: Sequence[str]) -> bool:
+    """Whether a class looks like several: a list that was written as text, or others with a sign between them."""
+    parts = [part.strip() for part in re.split(r"[|;,]", name)]
+    return (name.startswith("[") and name.endswith("]")) or (len(parts) > 1 and set(parts) <= set(names))
+
+
 def _is_hidden(value: Any) -> bool:
     """-1 is how GLUE's test splits hide their labels."""
     return type(value) is int and value == -1
 
 
 def _is_missing(value: Any) -> bool:
+    if isinstance(value, str):
+        # As a csv file's empty field is.
+        return not value.strip()
     return value is None or (isinstance(value, float) and not isfinite(value)) or _is_hidden(value)
 
 

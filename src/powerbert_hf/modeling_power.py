@@ -59,9 +59,9 @@ class RetentionModelMixin(PreTrainedModel):
                 f"{type(self).__name__} needs a {needed}, got a {type(config).__name__}; pass "
                 f"`{needed}(**config.to_dict())`, or none to have it read from the checkpoint."
             )
-        if "retention" in kwargs:
+        if beside := sorted({"retention", *RETENTION_FIELDS} & kwargs.keys()):
             raise ValueError(
-                "`retention` is read with the model's configuration, got a `config` beside it; pass it to the "
+                f"`{beside[0]}` is read with the model's configuration, got a `config` beside it; pass it to the "
                 "configuration's `from_pretrained`."
             )
         # `from_pretrained` sets fields one by one, after the configuration was checked.
@@ -256,9 +256,9 @@ class RetentionBaseModelMixin(RetentionModelMixin):
             )
         # A wrapper of the embeddings, as of PEFT, need not say.
         known = getattr(self.get_input_embeddings(), "num_embeddings", self.config.vocab_size)
-        # Elsewhere a look at the numbers would wait for the device.
-        on_cpu = inputs.device.type == "cpu" and form == "(B, T)"
-        lowest, highest = (bound.item() for bound in inputs.aminmax()) if on_cpu else (0, 0)
+        # Elsewhere a look at the numbers would wait for the device; a tensor that is only traced has none.
+        look = inputs.device.type == "cpu" and form == "(B, T)" and not is_tracing(inputs)
+        lowest, highest = (bound.item() for bound in inputs.aminmax()) if look else (0, 0)
         if lowest < 0 or highest >= known:
             raise ValueError(
                 f"`input_ids` must lie between 0 and {known - 1}, got {lowest} to {highest}; use the model's own "
@@ -267,7 +267,9 @@ class RetentionBaseModelMixin(RetentionModelMixin):
 
     def _can_pack(self, inputs: Any, attention_mask: Tensor | None, asked: Mapping[str, Any]) -> bool:
         """Whether [CLS] may be computed on packed word-vectors: nobody will see that they were not padded."""
-        if torch.is_grad_enabled() or self.training or is_tracing() or self.config.active_retention_mode == "soft":
+        if torch.is_grad_enabled() or self.training or is_tracing(inputs):
+            return False
+        if self.config.active_retention_mode == "soft":
             return False
         if any(getattr(self.config, f"output_{name}", False) for name in ("hidden_states", "attentions")):
             return False

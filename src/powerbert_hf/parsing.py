@@ -194,6 +194,7 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
     """
     import torch
     from transformers import HfArgumentParser
+    from transformers.trainer_utils import SaveStrategy
 
     from .tasks import TASKS, infer_task
 
@@ -221,8 +222,12 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
     parsed = _parse_all(parser, argv)
     args = parsed[-1]
     typed = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    typed.add_argument("--per-device-train-batch-size", "--per_device_train_batch_size")
-    if not vars(typed.parse_known_args(argv)[0]):
+    for option in ("--per-device-train-batch-size", "--save-steps", "--save-strategy"):
+        typed.add_argument(option, option[:2] + option[2:].replace("-", "_"))
+    said = vars(typed.parse_known_args(argv)[0])
+    if "save_steps" in said and "save_strategy" not in said:
+        args.save_strategy = SaveStrategy.STEPS
+    if "per_device_train_batch_size" not in said:
         # A step takes as many rows in several processes, or on several GPUs of one, as on one.
         together = max(1, args.world_size, args.n_gpu)
         args.per_device_train_batch_size = max(1, args.per_device_train_batch_size // together)

@@ -333,6 +333,8 @@ def _step(
         say(f"{name}: {doing}")
         step_args = copy.copy(args)
         step_args.output_dir = str(root / "checkpoints" / name)
+        # Trackers have a run for each training, and go on with it by its name.
+        step_args.run_name = f"{args.run_name or root.name}-{name}"
         step = train(step_args)
         on_main(lambda: _save_step(step, data, folder))
     record = read_step(folder)

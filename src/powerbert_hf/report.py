@@ -188,15 +188,16 @@ def read_run(folder: Path) -> Run:
     above = folder if (folder / "command.json").is_file() else folder.absolute().parent
     folders = {"fine_tuned": above / "fine_tuned", "searched": inner / "searched", "final": folder / "final"}
     command = read_json(above / "command.json")
-    if any(step.is_dir() for step in folders.values()):
-        steps = {name: read_json(step / "step.json") for name, step in folders.items()}
-    else:
-        steps = _reported_steps(report)
+    # The models may be somewhere else, or, that of the search, thrown away.
+    steps = {
+        name: read_json(folders[name] / "step.json") if folders[name].is_dir() else known
+        for name, known in _reported_steps(report).items()
+    }
     return Run(folder, folders["fine_tuned"], report, steps, command["arguments"], command["typed"])
 
 
 def _reported_steps(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What is known of the steps of a run whose models are somewhere else, such as those in `results/`."""
+    """What the report of a run knows of its steps, such as those in `results/`, whose models are somewhere else."""
     metric, tuning = report["metric"], report.get("tuning", {})
     metrics = {
         "fine_tuned": report["metrics"]["base"],

@@ -17,13 +17,16 @@ from .files import InUse, check_free, take, write_json
 # Steps that are finished serve another goal as well; how rows are read and measured, and what is logged, changes no
 # model.
 _MAY_CHANGE = {"speedups", "max_drop", "plot", "num_proc", "per_device_eval_batch_size", "report_to"}
-_MAY_CHANGE |= {"logging_steps", "logging_strategy", "logging_first_step", "log_level"}
+_MAY_CHANGE |= {"eval_accumulation_steps", "logging_steps", "logging_strategy", "logging_first_step"}
+_MAY_CHANGE |= {"log_level", "log_level_replica", "log_on_each_node", "run_name", "project"}
+_MAY_CHANGE |= {f"trackio_{name}" for name in ("space_id", "bucket_id", "static_space_id")}
 _MAY_CHANGE |= {
-    f"dataloader_{name}" for name in ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor")
+    f"dataloader_{name}"
+    for name in ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "multiprocessing_context")
 }
 # Nor does it when checkpoints are written or the tuning split is looked at, unless a model is chosen by it, or a rate.
 _WHEN_SAVED = {"save_strategy", "save_steps", "save_total_limit"}
-_WHEN_SAVED |= {"do_eval", "eval_strategy", "eval_steps", "eval_delay"}
+_WHEN_SAVED |= {"do_eval", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"}
 # Schedules that go by a metric.
 BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 

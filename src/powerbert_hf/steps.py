@@ -9,6 +9,7 @@ holds those of one step on one set of data.
 import copy
 import json
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,9 @@ def evaluate_model(
         args: batch size and device.
         split: another split of `data`.
     """
+    args = copy.copy(args)
+    # To a tracker the reported split would be the tuning split's next point.
+    args.report_to = []
     # `evaluate` would log, and `powerbert evaluate` prints nothing but its result.
     metrics = _trainer(model, data, args).predict(split or data.eval, metric_key_prefix="eval").metrics
     return {name: float(metrics[f"eval_{name}"]) for name in ("loss", *METRICS[data.problem_type])}
@@ -208,6 +212,8 @@ def check_labels(config: Any, data: TaskData) -> None:
         if config.num_labels == 1:
             known = "a regression"
             remedy = "write its numbers as floats, 1.0 for 1, or train a head for classes"
+        elif data.problem_type == "regression":
+            remedy = "write its classes as whole numbers, 1 for 1.0, or by name, or train a head for a regression"
         lacking = [name for name in ours if name not in theirs] if theirs else []
         but = f", none of them {some_of(lacking)}" if lacking else ""
         raise ValueError(
@@ -264,8 +270,9 @@ def check_training(args: PoWERTrainingArguments, data: TaskData) -> None:
     # Upstream makes a schedule, and looks for what reports, only once a step begins.
     schedule = args.lr_scheduler_type.value
     try:
-        toy = torch.optim.SGD([torch.zeros(1)])
-        get_scheduler(schedule, toy, 0, 1, args.lr_scheduler_kwargs)
+        for rate in (args.learning_rate, args.retraining_learning_rate or args.learning_rate):
+            toy = torch.optim.SGD([torch.zeros(1)], lr=rate)
+            get_scheduler(schedule, toy, 0, 1, args.lr_scheduler_kwargs)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"`--lr-scheduler-type {schedule}` does not go with `--lr-scheduler-kwargs {args.lr_scheduler_kwargs}`: "
@@ -345,8 +352,12 @@ def _run(trainer: PoWERTrainer) -> None:
     last = on_main(lambda: _last_complete_checkpoint(args.output_dir, args.world_size))
     if last is not None:
         _check_goes_on(trainer.model.config, last)
+    tracked = _tracked_run()
     with writing(args.output_dir), on_sigterm(trainer.accelerator.set_trigger):
         trainer.train(resume_from_checkpoint=last)
+    if tracked is None and (opened := _tracked_run()) is not None:
+        # Upstream leaves it open, and would log the next step into it.
+        opened.finish()
     # Told by whatever means, half of a training is not one.
     told = trainer.accelerator.check_trigger()
     if told or trainer.state.global_step < trainer.state.max_steps:
@@ -354,6 +365,11 @@ def _run(trainer: PoWERTrainer) -> None:
             f"told to leave after step {trainer.state.global_step} of {trainer.state.max_steps}; "
             f"{goes_on_from(args.output_dir)}"
         )
+
+
+def _tracked_run() -> Any:
+    """The open run of W&B, if there is one."""
+    return getattr(sys.modules.get("wandb"), "run", None)
 
 
 def _check_goes_on(config: Any, checkpoint: str) -> None:

@@ -253,4 +253,5 @@ def _run(
     say(f"{speedup:g}x faster, in {folder.name}:")
     run_args = copy.copy(args)
     run_args.speedup, run_args.retention_lambda = speedup, None
+    run_args.run_name = f"{args.run_name or root.name}-{folder.name}"
     return search_and_retrain(model, base, data, run_args, folder, unit, say)
