@@ -58,6 +58,9 @@ def test_folders_of_files_and_saved_data_sets(frame, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="single cannot be used: it is a single split; pass an `--eval-file` to"):
         data.load_splits(str(tmp_path / "single"))
     frame.select(range(6)).to_csv(tmp_path / "held_out.csv")
+    for measure_only, option in ((False, "train"), (True, "eval")):
+        with pytest.raises(ValueError, match=rf"got the file .*held_out\.csv; pass it as `--{option}-file`"):
+            data.load_splits(str(tmp_path / "held_out.csv"), measure_only=measure_only)
     train, held_out = data.load_splits(str(tmp_path / "single"), eval_file=str(tmp_path / "held_out.csv"))
     assert (len(train), len(held_out)) == (64, 6)
 

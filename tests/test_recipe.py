@@ -600,7 +600,6 @@ def test_evaluate_measures_a_model_on_a_file(inputs, tmp_path, capsys):
         (["--text-columns=nothing"], "There is no column 'nothing'; the data has text, label"),
         (["--task=squad"], "`--task` must be one of cola"),
         (["--train-file=nothing.csv"], "There is no file nothing.csv"),
-        ([f"--dataset={__file__}"], "takes a Hub id or a folder, got the file"),
         (["--retention-lambda=-1"], "`retention_lambda` must not be negative"),
         (["--max-steps=0"], "`--max-steps` must be at least 1, got 0"),
         (["--batch-eval-metrics=true"], "`--batch-eval-metrics` is not served"),

@@ -177,10 +177,8 @@ def load_splits(
         raise ValueError("Pass either `--dataset` or `--train-file` (with `--eval-file`), got both or neither.")
     folder = Path(dataset)
     if folder.is_file():
-        raise ValueError(
-            f"`--dataset` takes a Hub id or a folder, got the file {dataset}; pass it as `--train-file`, with an "
-            "`--eval-file` to report on."
-        )
+        option = "`--eval-file`" if measure_only else "`--train-file`, with an `--eval-file` to report on"
+        raise ValueError(f"`--dataset` takes a Hub id or a folder, got the file {dataset}; pass it as {option}.")
     with reading(f"The data set {dataset}", "check its name or folder, or fetch it again"):
         if (folder / "state.json").is_file():
             if eval_file is None:
