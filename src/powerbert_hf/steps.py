@@ -199,26 +199,25 @@ def check_labels(config: Any, data: TaskData) -> None:
     Raises:
         ValueError: for other labels, or for labels without names where the data has nothing but names.
     """
-    ours = data.label_names
+    ours, regression = data.label_names, data.problem_type == "regression"
+    known = some_of([str(name) for name in config.id2label.values()])
+
+    def unknown(got: str, remedy: str) -> ValueError:
+        return ValueError(
+            f"The model must know the data's labels ({some_of(ours) or 'a number'}), got {got}; {remedy}."
+        )
+
+    if regression and config.num_labels > 1:
+        raise unknown(known, "write its classes as whole numbers, 1 for 1.0, or by name, or train a head for numbers")
+    if not regression and config.num_labels == 1:
+        raise unknown("a regression", "write its numbers as floats, 1.0 for 1, or train a head for classes")
     # Place-holders are names where the rows have them, too: a model without names may have labelled those.
     theirs = named_labels(config, place_holders=ours == named_labels(config, place_holders=True))
-    if data.problem_type == "regression":
-        # What a number is called is no class.
-        theirs = ()
-    fits = config.num_labels == max(1, len(ours)) and (theirs == ours if theirs else not data.named_in_rows)
-    if not fits:
-        known = some_of([str(name) for name in config.id2label.values()])
-        remedy = "set `id2label` in its configuration, or train a head for them"
-        if config.num_labels == 1:
-            known = "a regression"
-            remedy = "write its numbers as floats, 1.0 for 1, or train a head for classes"
-        elif data.problem_type == "regression":
-            remedy = "write its classes as whole numbers, 1 for 1.0, or by name, or train a head for a regression"
+    # What a regression calls its number is no class.
+    if not regression and (config.num_labels != len(ours) or (theirs != ours if theirs else data.named_in_rows)):
         lacking = [name for name in ours if name not in theirs] if theirs else []
         but = f", none of them {some_of(lacking)}" if lacking else ""
-        raise ValueError(
-            f"The model must know the data's labels ({some_of(ours) or 'a number'}), got {known}{but}; {remedy}."
-        )
+        raise unknown(known + but, "set `id2label` in its configuration, or train a head for them")
     if config.problem_type not in (None, data.problem_type):
         raise ValueError(
             f"The model must have been trained for the data's kind of task ({data.problem_type}), got "
