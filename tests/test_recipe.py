@@ -657,6 +657,8 @@ def test_known_tasks_bring_their_published_hyperparameters(tmp_path, monkeypatch
     assert args.save_strategy == "epoch"
     assert (settled("--save_steps=50")[1].save_strategy, settled("--save-steps=50")[1].save_steps) == ("steps", 50)
     assert settled("--save-steps=50", "--save-strategy=no")[1].save_strategy == "no"
+    best = ["--load-best-model-at-end", "--eval-strategy=steps", "--eval-steps=50"]
+    assert settled("--save-steps=50", *best)[1].load_best_model_at_end
     assert (what.retention_unit, args.speedup, args.retention_lambda) == ("fraction", 2.0, None)
     assert args.distillation > 0
     assert args.retraining_learning_rate == pytest.approx(0.3 * 6e-5)

@@ -194,7 +194,6 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
     """
     import torch
     from transformers import HfArgumentParser
-    from transformers.trainer_utils import SaveStrategy
 
     from .tasks import TASKS, infer_task
 
@@ -214,6 +213,12 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
         if SweepArguments in kinds and action.dest in ("speedup", "retention_lambda", "push_to_hub"):
             action.help = argparse.SUPPRESS
     defaults = {**_TRAINING_DEFAULTS, **(TASKS[task].hyperparameters if task else {})}
+    typed = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for option in ("--per-device-train-batch-size", "--save-steps"):
+        typed.add_argument(option, option[:2] + option[2:].replace("-", "_"))
+    said = vars(typed.parse_known_args(argv)[0])
+    if "save_steps" in said:
+        defaults["save_strategy"] = "steps"
     # Upstream wants both to be said on a machine without an accelerator: the one for `--bf16`, the other not to warn.
     accelerated = torch.accelerator.is_available()
     parser.set_defaults(**defaults, task=task, use_cpu=not accelerated, dataloader_pin_memory=accelerated)
@@ -221,12 +226,6 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
         parser.set_defaults(output_dir=None)
     parsed = _parse_all(parser, argv)
     args = parsed[-1]
-    typed = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for option in ("--per-device-train-batch-size", "--save-steps", "--save-strategy"):
-        typed.add_argument(option, option[:2] + option[2:].replace("-", "_"))
-    said = vars(typed.parse_known_args(argv)[0])
-    if "save_steps" in said and "save_strategy" not in said:
-        args.save_strategy = SaveStrategy.STEPS
     if "per_device_train_batch_size" not in said:
         # A step takes as many rows in several processes, or on several GPUs of one, as on one.
         together = max(1, args.world_size, args.n_gpu)
