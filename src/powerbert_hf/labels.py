@@ -155,7 +155,8 @@ def warn_of_doubtful(column: str, values: Sequence[Any], labels: Sequence[Any], 
         return
     if len({name.strip().lower() for name in names}) < len(names):
         logger.warning("Column %r holds classes that differ only in blanks or capitals: they are kept apart", column)
-    if joined := next((name for name in names if _is_joined(name, names)), None):
+    classes = set(names)
+    if joined := next((name for name in names if _is_joined(name, classes)), None):
         logger.warning(
             "Column %r holds %r, which is one class here: for several labels a text write lists in jsonl, or a column "
             "of 0 and 1 for each class",
@@ -171,10 +172,10 @@ def warn_of_doubtful(column: str, values: Sequence[Any], labels: Sequence[Any], 
         )
 
 
-def _is_joined(name: str, names: Sequence[str]) -> bool:
+def _is_joined(name: str, classes: set[str]) -> bool:
     """Whether a class looks like several: a list that was written as text, or others with a sign between them."""
     parts = [part.strip() for part in re.split(r"[|;,]", name)]
-    return (name.startswith("[") and name.endswith("]")) or (len(parts) > 1 and set(parts) <= set(names))
+    return (name.startswith("[") and name.endswith("]")) or (len(parts) > 1 and classes.issuperset(parts))
 
 
 def _is_hidden(value: Any) -> bool:
