@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import HfArgumentParser
 
+from powerbert_hf.agreement import predicts_number
 from powerbert_hf.benchmark import benchmark
 from powerbert_hf.checkpoint import load_classifier, load_tokenizer
 from powerbert_hf.demo import make_demo, make_reviews
@@ -41,8 +42,8 @@ def main(options: Options) -> None:
     else:
         texts = [line for line in Path(options.texts).read_text(encoding="utf-8").splitlines() if line.strip()]
     model = load_classifier(options.model, needs_head=not options.smoke)
-    if model.config.num_labels == 1:
-        raise ValueError("Predictions that stay are those of classes, got a model with a single number; pass another.")
+    if predicts_number(model.config):
+        raise ValueError("Predictions that stay are those of classes, got a model of numbers; pass another.")
     tokenizer = load_tokenizer(options.model, model.config)
     features = [tokenizer(text, truncation=True) for text in texts]
     lengths = torch.tensor([len(row["input_ids"]) for row in features])

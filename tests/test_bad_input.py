@@ -260,6 +260,11 @@ def test_other_commands(folder, capsys):
     publish = ["model", "--eval-file=eval.csv", "--push-to-hub"]
     assert "`powerbert evaluate` publishes nothing" in refused(capsys, folder, publish, "evaluate")
     assert "`seed` must not be negative, got -1" in refused(capsys, folder, ["--seed=-1", "--output-dir=run"], "demo")
+    pair = ["model", "--texts=eval.csv", "--second-text=bad"]
+    assert "`--second-text` goes with a text" in refused(capsys, folder, pair, "inspect")
+    reconfigure(folder, id2label={0: "a", 1: "b", 2: "c"})
+    evaluated = refused(capsys, folder, ["model", "--eval-file=eval.csv"], "evaluate")
+    assert "as many labels as its configuration says, got 2 where that has 3 in model; correct" in evaluated
 
 
 def test_every_command_has_help(capsys):

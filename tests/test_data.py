@@ -7,11 +7,13 @@ import logging
 import datasets
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 
 from conftest import WORDS, Host
 from powerbert_hf import data, labels, tasks, texts
 from powerbert_hf.checkpoint import load_config, load_tokenizer
+from powerbert_hf.steps import check_labels
+from powerbert_hf.texts import read_file
 
 
 @pytest.fixture
@@ -283,6 +285,36 @@ def test_whole_numbers_are_no_regression(frame, tokenizer, caplog):
         prepare(priced, tokenizer, task=tasks.TASKS["stsb"], text_columns=["text"])
 
 
+@pytest.mark.parametrize("last", ["nan", "0,5"])
+def test_numbers_that_read_as_words_are_pointed_out(tokenizer, caplog, last):
+    values = [f"0{',' if ',' in last else '.'}{row}" for row in range(59)] + [last]
+    assert len(prepare(Dataset.from_dict({"text": ["a film"] * 60, "label": values}), tokenizer).label_names) >= 59
+    assert "holds numbers beside words or with commas, which are classes" in caplog.text
+
+
+def test_numbers_of_a_fine_tuned_model_without_names_are_places_or_refused(tokenizer):
+    config = Host("bert").make(num_labels=5).config
+    for values, refused in (([0, 1, 4], False), ([1, 2, 3, 4], False), ([1, 2, 3, 4, 5], True)):
+        frame = Dataset.from_dict({"text": ["a film"] * 60, "label": (values * 60)[:60]})
+        for how in ({"measure_only": True}, {"fine_tuned": True}):
+            found = data.prepare_data(frame, frame, tokenizer, config, **how)
+            if refused:
+                with pytest.raises(ValueError, match="set `id2label` in its configuration"):
+                    check_labels(config, found)
+            else:
+                check_labels(config, found)
+                assert set(found.eval["labels"]) == set(values)
+
+
+def test_a_model_of_one_label_that_texts_may_have_is_no_regression(tokenizer):
+    fields = {"num_labels": 1, "id2label": {0: "toxic"}, "problem_type": "multi_label_classification"}
+    config = Host("bert").make(**fields).config
+    frame = Dataset.from_dict({"text": ["a film"] * 4, "label": [["toxic"], [], [], ["toxic"]]})
+    found = data.prepare_data(frame, frame, tokenizer, config, measure_only=True)
+    check_labels(config, found)
+    assert found.eval["labels"] == [[1.0], [0.0], [0.0], [1.0]]
+
+
 def test_what_was_made_of_the_labels_is_said(frame, tokenizer, caplog):
     caplog.set_level(logging.INFO, "powerbert_hf")
     config = Host("bert").make_stock().config
@@ -542,6 +574,11 @@ def test_a_json_column_has_the_type_of_all_its_rows(tmp_path):
     assert (frame[11_000]["label"], frame[11_000]["note"]) == (2.5, "word")
 
 
+def test_numbers_that_no_column_can_hold_are_words(tmp_path):
+    (tmp_path / "rows.csv").write_text(f"id,text\n{2**128},good\n5,bad\n")
+    assert read_file(str(tmp_path / "rows.csv"))["id"][:] == [str(2**128), "5"]
+
+
 def test_words_for_nothing_are_words(tmp_path):
     (tmp_path / "rows.csv").write_text("text,label\nNA,None\nnull,some\n")
     train, _ = data.load_splits(train_file=str(tmp_path / "rows.csv"), eval_file=str(tmp_path / "rows.csv"))
@@ -653,13 +690,15 @@ def test_labels_that_are_objects_are_refused_in_either_split(frame, tokenizer):
         prepare(frame, tokenizer, held_out=held_out)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("as_folder", [False, True])
-def test_numbers_that_begin_with_0_are_names(tokenizer, tmp_path, as_folder):
+def test_numbers_that_begin_with_0_are_names(tokenizer, tmp_path, as_folder, streaming):
     rows = ["good,007", "bad,012", "good film,007", "bad film,100"]
     (tmp_path / "train.csv").write_text("\n".join(["text,label", *rows]))
     (tmp_path / "validation.csv").write_text("\n".join(["text,label", "good,100", "a,007"]))
     files = {"train_file": str(tmp_path / "train.csv"), "eval_file": str(tmp_path / "validation.csv")}
-    splits = data.load_splits(**({"dataset": str(tmp_path)} if as_folder else files))
+    splits = data.load_splits(**({"dataset": str(tmp_path)} if as_folder else files), streaming=streaming)
+    splits = [Dataset.from_list(list(rows)) if isinstance(rows, IterableDataset) else rows for rows in splits]
     found = labels.read_labels(*splits, "label")
     assert found[:3] == ([0, 1, 0, 2], [2, 0], ("007", "012", "100"))
 

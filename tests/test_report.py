@@ -215,6 +215,9 @@ def test_what_is_printed_is_what_the_report_says():
     lines = dict(line.split("  ", 1) for line in format_report(run, folder).splitlines())
     said = f"{tuning['predicted_speedup']:.2f}x predicted; f1 {tuning['base']:.4f} before, {tuning['final']:.4f} after"
     assert lines["on the tuning split"].strip() == said
+    run |= {"retention_unit": "words", "retention_config": [1024, 512, 1]}
+    lines = dict(line.split("  ", 1) for line in format_report(run, folder).splitlines())
+    assert lines["retention configuration"].strip() == "1024 512 1 (word-vectors)"
 
 
 def test_the_pareto_front_is_of_what_nothing_beats():

@@ -320,6 +320,8 @@ def test_files_that_cannot_be_meant(folder, capsys, options, inputs, message):
 
 def test_answers_of_another_command_are_not_mixed(folder, capsys):
     ask()
+    # As a shell completes it.
+    assert cli.main(["predict", "model/", "--input=rows", "--output=answers", "--keep-columns=id"]) == 0
     ask("--bf16", status=2)
     assert "answers holds the run of another command (powerbert predict model" in capsys.readouterr().err
     # Under the same name.

@@ -17,7 +17,7 @@ from powerbert_hf.texts import read_file, tokenize
 @pytest.fixture
 def options(rows, tokenizer, tmp_path, monkeypatch):
     """Of a run on a stream of which 20 rows are the head."""
-    monkeypatch.setattr(streaming, "_HEAD", 20)
+    monkeypatch.setattr(streaming, "HEAD", 20)
     monkeypatch.setattr(streaming, "_SHUFFLED", 8)
     Host("bert").make_stock().save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
@@ -52,6 +52,15 @@ def test_of_a_streamed_training_split_the_first_rows_are_read_to_measure_and_all
     for measure_only in (True, False):
         data.load_data(options, str(tmp_path / "model"), measure_only=measure_only)
     assert read == [5, len(rows)]
+
+
+def test_the_split_of_a_folder_that_is_reported_is_known_of_a_stream_too(rows, options, tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        Dataset.from_list(rows).to_json(tmp_path / "folder" / f"{name}.jsonl")
+    asked = DataArguments(dataset=str(tmp_path / "folder"), streaming=True)
+    assert streaming.load_stream(asked, str(tmp_path / "model")).source["eval_split"] == "test"
+    assert streaming.load_stream(options, str(tmp_path / "model")).source["eval_split"] is None
 
 
 def arguments(tmp_path, *more):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,16 @@ def logits(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     if parts[0].device.type != "cpu":
         torch.accelerator.synchronize()
     return torch.cat(parts)
+
+
+def predicts_number(config: Any) -> bool:
+    """Whether a classifier is a regression: by what it was trained for, or by having a single output for one class.
+
+    Args:
+        config: of any classifier.
+    """
+    alone = config.num_labels == 1 and config.problem_type != "multi_label_classification"
+    return alone or config.problem_type == "regression"
 
 
 def unchanged(answers: Tensor, expected: Tensor, problem_type: str | None) -> Tensor:
@@ -154,7 +165,7 @@ def compare(ours: PreTrainedModel, stock: PreTrainedModel, batches: Sequence[Bat
             "weights of the two before asking for their speed."
         )
     same = correlation = None
-    if config.num_labels == 1 or config.problem_type == "regression":
+    if predicts_number(config):
         if expected.numel() > 1:
             pearson = torch.corrcoef(torch.stack([answers.flatten(), expected.flatten()]))[0, 1].item()
             correlation = None if math.isnan(pearson) else pearson

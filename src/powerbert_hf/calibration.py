@@ -34,7 +34,7 @@ from .benchmark import Features
 from .checkpoint import hub_id, load_classifier, load_tokenizer
 from .cost import predicted_speedup
 from .files import check_free, whole_folder
-from .retention_file import RetentionFile
+from .retention_file import RetentionFile, spell_entries
 from .sensitivity import check_model, comparison, search_path
 from .texts import check_asked, read_texts, tokenize_texts
 
@@ -188,8 +188,8 @@ def calibrate(
             share, bound = same.double().mean().item(), agreement_bound(int(same.sum()), len(second))
             tried.append(Candidate(config, predicted_speedup(model.config, lengths), share, bound))
             say(
-                f"testing: {_spelled(config)}: {tried[-1].predicted_speedup:.2f}x predicted, {share:.2%} agreement, "
-                f"at least {bound:.2%}"
+                f"testing: {' '.join(spell_entries(config))}: {tried[-1].predicted_speedup:.2f}x predicted, "
+                f"{share:.2%} agreement, at least {bound:.2%}"
             )
             if bound < agreement:
                 break
@@ -200,18 +200,14 @@ def calibrate(
 
 
 def _drawn(texts: Dataset, inputs: int, seed: int, say: Callable[[str], None]) -> Dataset:
-    """So many different rows, in their order; how many were passed over, since a copy shows nothing, is said."""
-    rows: dict[tuple, int] = {}
-    copies = 0
-    for row in np.random.default_rng(seed).permutation(len(texts)).tolist():
-        if len(rows) == inputs:
-            break
-        text = tuple(texts[row].values())
-        copies += text in rows
-        rows.setdefault(text, row)
-    if copies:
-        say(f"{copies} of {copies + len(rows)} texts are there more than once, and count once")
-    return texts.select(np.sort(list(rows.values())))
+    """So many of the different rows, each as likely as any other, in their order; how many are copies is said."""
+    first: dict[tuple, int] = {}
+    for row, text in enumerate(texts):
+        first.setdefault(tuple(text.values()), row)
+    if len(first) < len(texts):
+        say(f"{len(texts) - len(first)} of {len(texts)} texts are there more than once, and count once")
+    drawn = np.random.default_rng(seed).permutation(list(first.values()))[:inputs]
+    return texts.select(np.sort(drawn))
 
 
 def _different(features: Features) -> Features:
@@ -299,13 +295,9 @@ def format_calibration(found: Calibration) -> str:
     if chosen is found.tried[-1]:
         ended = "the search, which goes down to a tenth of an input, found none that is faster"
     return (
-        f"retention_config {_spelled(chosen.retention_config)} (of an input)\n"
+        f"retention_config {' '.join(spell_entries(chosen.retention_config))} (of an input)\n"
         f"{chosen.predicted_speedup:.2f}x fewer multiply-accumulates than stock on inputs of these lengths\n"
         f"{chosen.agreement:.2%} of {found.tested} predictions are those at full retention; shown for texts like "
         f"these, each counted once, at 95 % confidence: at least {found.target:.4g}\n"
         f"{len(found.tried)} configurations tested, searched on {found.searched} other texts; {ended}"
     )
-
-
-def _spelled(config: list[float]) -> str:
-    return " ".join(f"{entry:.3g}" for entry in config)

@@ -24,7 +24,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from yaml import YAMLError
 
 from .checkpoint import hub_id
-from .retention_file import RetentionFile, hub_reason, read_retention
+from .retention_file import RetentionFile, hub_reason, read_retention, spell_entries
 from .run_folder import name_of
 from .tasks import TASKS, hub_source
 
@@ -113,7 +113,7 @@ def make_card(facts: Facts) -> ModelCard:
         metric=retention.metric or {},
         speedup=retention.speedup or {},
         picture=picture(retention),
-        entries=[f"{entry:.3g}" if isinstance(entry, float) else str(entry) for entry in retention.retention_config],
+        entries=spell_entries(retention.retention_config),
         command=None if facts.command is None else shown_command(facts.command),
         hyperparameters=facts.hyperparameters or {},
         transformers=transformers_version,

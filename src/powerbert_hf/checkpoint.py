@@ -206,6 +206,7 @@ def load_classifier(
     """
     planned = classifier_config(model, **fields)
     ours = _class_for(planned.model_type, model)
+    misfits = {}
     if isinstance(model, PreTrainedModel):
         loaded = ours(planned)
         wanted = {name: weight.shape for name, weight in loaded.state_dict().items()}
@@ -217,12 +218,19 @@ def load_classifier(
             loaded, info = ours.from_pretrained(
                 model, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **fields
             )
-        missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+        misfits = {key: (held, wanted) for key, held, wanted in info["mismatched_keys"]}
+        missing = {*info["missing_keys"], *misfits}
     beyond_head = sorted(name for name in missing if not _NEW.search(name))
     if beyond_head:
         raise ValueError(
             f"The checkpoint must hold all weights of its encoders, got {len(beyond_head)} missing or of another "
             f"shape than its configuration says, such as {beyond_head[0]}, in {model}; fetch or save it again."
+        )
+    if needs_head and "classifier.weight" in misfits:
+        held, wanted = (shape[0] for shape in misfits["classifier.weight"])
+        raise ValueError(
+            f"The model's head must have as many labels as its configuration says, got {held} where that has {wanted} "
+            f"in {model}; correct `id2label` there."
         )
     # Of a model that labels each token there is a classifier, but no pooler that it was trained on.
     if needs_head and any(name.startswith("classifier") or ".pooler." in name for name in missing):

@@ -47,7 +47,7 @@ _LOWER["sweep"] = _LOWER["train"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, 2 for input that it cannot use, 130 if interrupted."""
+    """Run the command; the exit status is 0, 2 for input that it cannot use, 130 if interrupted, 143 by SIGTERM."""
     argv = list(sys.argv[1:] if argv is None else argv)
     commands = {
         "train": _train,
@@ -423,9 +423,10 @@ def _find(argv: list[str]) -> None:
 def _apply(argv: list[str]) -> None:
     options = parse_for_model("apply", argv, ApplyArguments)
     from .hub import apply_folder
+    from .retention_file import spell_entries
 
     found = apply_folder(options.model, options.retention, options.output_dir)
-    config = " ".join(f"{entry:.3g}" for entry in found.retention_config)
+    config = " ".join(spell_entries(found.retention_config))
     _say(f"{options.output_dir} holds the model with retention_config {config} ({found.retention_unit})")
     _say("how it does on your data, `powerbert evaluate` says; how much faster it is, `powerbert benchmark`")
 

@@ -61,7 +61,7 @@ class TaskData:
         metric: the metric that counts.
         problem_type: as in a model's configuration.
         label_names: names by label number; empty for regression.
-        named_in_rows: the rows hold names, not numbers that could be anybody's.
+        named_in_rows: the rows hold names, or numbers that are no places, not numbers that could be anybody's.
         source: where the data came from, for the report.
         padded_to: word-pieces that all training inputs are padded to, as in the paper; `None` pads a batch to its
             longest.
@@ -325,7 +325,7 @@ def prepare_data(
         metric=metric,
         problem_type=problem_type,
         label_names=names,
-        named_in_rows=len(columns) > 1 or any(isinstance(label, str) for label in flat(train[columns[0]])),
+        named_in_rows=len(columns) > 1 or any(_is_name(label, len(names)) for label in flat(train[columns[0]])),
         source={
             **(source or {}),
             "text_columns": texts,
@@ -336,6 +336,11 @@ def prepare_data(
             "eval_rows": len(reported),
         },
     )
+
+
+def _is_name(label: Any, classes: int) -> bool:
+    """Whether a label says itself which class it is: a number does, where it is no place among so many."""
+    return isinstance(label, str) or (type(label) is int and not 0 <= label < classes)
 
 
 def named_by_task(split: Dataset, column: str, task: Task | None, config: Any) -> Dataset:
@@ -381,17 +386,20 @@ def _with_each_class(drawn: np.ndarray, labels: np.ndarray, first: int) -> np.nd
     return drawn
 
 
-def source_of(options: Any) -> dict[str, Any]:
+def source_of(options: Any, held_out: Dataset) -> dict[str, Any]:
     """Where data come from, for a report.
 
     Args:
         options: an `arguments.DataArguments`.
+        held_out: the split to report.
 
     Returns:
-        What was typed, and the `dataset_id`: its name on the Hub, or `None` for a folder of this machine.
+        What was typed; the `dataset_id`, its name on the Hub, or `None` for a folder of this machine; and the
+        `eval_split`, the name of the split to report, or `None` for a file.
     """
     typed = {name: getattr(options, name) for name in ("dataset", "subset", "task", "train_file", "eval_file")}
-    return {**typed, "dataset_id": hub_id(options.dataset or "")}
+    split = None if options.eval_file or held_out.split is None else str(held_out.split)
+    return {**typed, "dataset_id": hub_id(options.dataset or ""), "eval_split": split}
 
 
 def load_data(
@@ -428,10 +436,7 @@ def load_data(
         options.max_train_samples,
         options.max_eval_samples,
         seed,
-        {
-            **source_of(options),
-            "eval_split": None if options.eval_file or held_out.split is None else str(held_out.split),
-        },
+        source_of(options, held_out),
         measure_only,
         options.num_proc,
         fine_tuned,

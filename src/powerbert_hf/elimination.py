@@ -37,8 +37,9 @@ class PoWERModelOutput(BaseModelOutputWithPooling):
 
     Args:
         kept_positions (`tuple[Tensor]`, *optional*, with `output_kept_positions=True`):
-            Per encoder (B, l_j): positions in the input of the word-vectors that leave it, ascending, -1 where an
-            example keeps fewer. `hidden_states[j]` and `attentions[j]` shrink alike.
+            Per encoder (B, K), where K is the most that an example keeps: positions in the input of the word-vectors
+            that leave it, ascending, -1 where an example keeps fewer. `hidden_states[j + 1]` has as many;
+            `attentions[j]` has a row and a column for each that enters.
         retention_penalty (`Tensor`, *optional*, in soft mode):
             `sum_j j * mass(j)`.
         ranking_divergence (`Tensor`, *optional*, with `wanted_significance`):

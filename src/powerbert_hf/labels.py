@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 _SHOWN = 5
 # Share of the rows from which on so many classes are hardly classes.
 _MANY = 0.2
+# Share of the classes from which on they seem to be numbers, some mistyped; such as 3,5.
+_MOST = 0.9
+_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?(e[+-]?\d+)?", re.IGNORECASE)
 # Numbers that a mean squared error makes hard to learn.
 _FAR = 20.0
 
@@ -163,13 +166,16 @@ def warn_of_doubtful(column: str, values: Sequence[Any], labels: Sequence[Any], 
             column,
             joined,
         )
-    if type(values[0]) is int and str(values[0]) in names and len(names) > max(_SHOWN, len(values) * _MANY):
-        logger.warning(
-            "Column %r holds whole numbers, which are classes: %d in %d rows. Write them as floats for a regression",
-            column,
-            len(names),
-            len(values),
-        )
+    if str(values[0]) in names and len(names) > max(_SHOWN, len(values) * _MANY):
+        numbers = [name for name in names if _NUMBER.fullmatch(name)]
+        if len(numbers) > _MOST * len(names):
+            logger.warning(
+                "Column %r holds %s, which are classes: %d in %d rows. Write them as floats for a regression",
+                column,
+                "whole numbers" if type(values[0]) is int else "numbers beside words or with commas",
+                len(names),
+                len(values),
+            )
 
 
 def _is_joined(name: str, classes: set[str]) -> bool:

@@ -46,6 +46,8 @@ def inspect_model(options: InspectArguments, colour: bool = False) -> str | None
     """
     if (options.text is None) == (options.texts is None):
         raise ValueError("`powerbert inspect MODEL` takes a text or `--texts FILE`, got neither or both.")
+    if options.text is None and options.second_text is not None:
+        raise ValueError("`--second-text` goes with a text; pairs of a file are two `--text-columns`.")
     ending = "" if options.output is None else Path(options.output).suffix.lower()
     if options.output is not None and ending not in (".html", ".json"):
         check_picture(options.output)

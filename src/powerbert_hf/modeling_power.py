@@ -214,7 +214,7 @@ class RetentionBaseModelMixin(RetentionModelMixin):
             token_type_ids: (B, T).
             position_ids: (B, T).
             inputs_embeds: (B, T, E), in place of `input_ids`.
-            cls_only: whether only [CLS] is read of the result; then encoder L computes no more, but in off mode.
+            cls_only: whether only [CLS] is read of the result; then encoder L computes that alone, but in off mode.
                 Without gradients, and with nothing else asked for, the word-vectors are packed and [CLS] is all that
                 returns.
             output_kept_positions: whether to return which word-vectors leave each encoder.

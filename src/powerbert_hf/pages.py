@@ -16,6 +16,7 @@ from .charts import Curve, draw_configuration, draw_curves, draw_sweep
 from .drawing import Canvas, attention_share, style_rules
 from .inspection import Explanation, Word, legible
 from .report import Run, beaten_by
+from .retention_file import spell_entries
 from .run_folder import name_of
 from .survival import Survival
 from .terminal import format_answer, what_is_left
@@ -80,7 +81,7 @@ def run_page(
         curves=[(caption, _svg(picture)) for caption, picture in run_curves(run)],
         configuration=_svg(draw_configuration(kept, entries if fraction else None, report["masses"])),
         marked=fraction,
-        entries=f"{'fractions' if fraction else 'words'}: {' '.join(f'{entry:.3g}' for entry in entries)}",
+        entries=f"{'fractions' if fraction else 'words'}: {' '.join(spell_entries(entries))}",
         speed=_speed(report, measured),
         speed_caption=f"A pass over {timing['inputs']:,} texts in batches of {timing['batch_size']}, "
         f"{timing['dtype']}, sorted by length unless it says otherwise; the stock model has SDPA attention. Speed-ups "

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from .arguments import DataArguments, RecipeArguments, SweepArguments
@@ -27,7 +28,7 @@ _TRAINING_DEFAULTS: dict[str, Any] = {
     "logging_steps": 20,
 }
 # What a recipe aims at, how much of the loss its teacher has, and how much of the learning rate its re-training, where
-# nothing is asked for. At the whole rate, re-training after a search loses first what it gains later.
+# nothing is asked for.
 _SPEEDUP = 2.0
 _DISTILLATION = 0.9
 _RETRAINING = 0.3
@@ -55,6 +56,11 @@ def _parse_all(parser: Any, argv: Sequence[str]) -> list[Any]:
         near = difflib.get_close_matches(name, options, n=1)
         remedy = f"did you mean {near[0]}?" if near else f"`{parser.prog} --help` lists all."
         raise ValueError(f"There is no option {name}; {remedy}")
+    for one in parsed:
+        # A shell ends the name of a folder with a slash, and that is no other folder.
+        for name in ("model", "dataset"):
+            if (path := getattr(one, name, None)) and Path(path).is_dir():
+                setattr(one, name, str(Path(path)))
     return parsed
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .inspection import legible
-from .retention_file import RetentionFile
+from .retention_file import RetentionFile, spell_entries
 from .run_folder import speedup_folder
 
 
@@ -25,7 +25,7 @@ def format_report(report: dict[str, Any], model_dir: Path) -> str:
         Lines without a last line break.
     """
     fraction = report["retention_unit"] == "fraction"
-    config = " ".join(f"{entry:.3g}" for entry in report["retention_config"])
+    config = " ".join(spell_entries(report["retention_config"]))
     kept = report["word_vectors_kept"]
     timing = report["timing"]
     rows = [

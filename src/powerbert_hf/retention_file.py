@@ -20,7 +20,7 @@ Version 1 of the file is an object with these members; others are left alone.
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,11 @@ def shape_of(config: Any) -> tuple[str, int]:
     """
     encoders = config.num_hidden_layers * getattr(config, "inner_group_num", 1)
     return config.model_type.removeprefix("power"), encoders
+
+
+def spell_entries(config: Sequence[int | float]) -> list[str]:
+    """The entries of a retention configuration as they are shown: counts whole, fractions to three digits."""
+    return [f"{entry:.3g}" if isinstance(entry, float) else str(entry) for entry in config]
 
 
 def read_retention(source: str | os.PathLike, **download: Any) -> RetentionFile:

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, islice
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
@@ -19,6 +19,8 @@ from pyarrow import parquet
 from .checkpoint import reading
 
 Row = dict[str, Any]
+# Rows of a stream that are looked at before the others are read.
+HEAD = 20_000
 # Tables, and files that hold nothing but texts: by the ending of a file's name the reader of `datasets`.
 _TABLES = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet", "arrow": "arrow"}
 _LINES = {"txt": "text"}
@@ -32,6 +34,7 @@ READER_OPTIONS: dict[str, dict[str, Any]] = {
     "json": {"on_mixed_types": "refuse"},
 }
 _CODE = re.compile(r"0\d+")
+_WHOLE = re.compile(r"[+-]?\d+")
 # What to do with a file that cannot be read.
 REPAIR = "repair or convert it, a text file to UTF-8"
 # Characters that a field of csv may have; one that is longer began with a quotation mark that was not meant.
@@ -98,11 +101,12 @@ def said_rows(places: Sequence[int]) -> str:
     return f"{'the first ' if len(places) > 1 else ''}in row {places[0] + 1}"
 
 
-def check_table(path: str | Path) -> dict[str, Any]:
+def check_table(path: str | Path, rows: int | None = None) -> dict[str, Any]:
     """Make sure that a file of csv or tsv has the rows that it seems to have; pandas would shift or swallow some.
 
     Args:
         path: of the file.
+        rows: how many to look at; `None` for all.
 
     Returns:
         What else its reader has to know: which columns hold words, and 007 is one. A reader goes by some thousand rows
@@ -115,7 +119,7 @@ def check_table(path: str | Path) -> dict[str, Any]:
     if _ending(path) not in ("csv", "tsv"):
         return {}
     kinds: dict[str, set[str]] = {}
-    for number, row in enumerate(read_rows(path), start=1):
+    for number, row in enumerate(islice(read_rows(path), rows), start=1):
         for column, found in row.items():
             if isinstance(found, Misfit):
                 raise ValueError(
@@ -133,10 +137,10 @@ def _kind(field: str) -> str:
     if field.lower() in ("true", "false"):
         return "truth value"
     try:
-        float(field)
+        number = float(field)
     except ValueError:
         return "word"
-    return "word" if _CODE.fullmatch(field) else "number"
+    return "word" if _CODE.fullmatch(field) or (_WHOLE.fullmatch(field) and abs(number) >= 2**63) else "number"
 
 
 def _as_it_stands(field: str) -> str | None:

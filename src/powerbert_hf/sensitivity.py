@@ -26,7 +26,7 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .agreement import log_probabilities, logits, same_retention_after, unchanged
+from .agreement import log_probabilities, logits, predicts_number, same_retention_after, unchanged
 from .benchmark import Features, make_batches
 from .cost import encoder_multiply_accumulates, predicted_speedup
 
@@ -76,7 +76,7 @@ def check_model(config: Any) -> None:
     Raises:
         ValueError: for a regression, or where word-vectors are eliminated already.
     """
-    if config.num_labels == 1 or config.problem_type == "regression":
+    if predicts_number(config):
         raise ValueError(
             "Calibration keeps predicted classes as they are, got a model that predicts a number, of which it would "
             "have to know how far it may move; find a configuration by `powerbert train --fine-tuned`."

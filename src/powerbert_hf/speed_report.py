@@ -5,10 +5,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from .retention_file import spell_entries
+
 
 def format_setting(setting: dict[str, Any]) -> str:
     """What all measurements share, as lines."""
-    entries = " ".join(f"{entry:.3g}" for entry in setting["retention_config"])
+    entries = " ".join(spell_entries(setting["retention_config"]))
     unit = "of an input" if setting["retention_unit"] == "fraction" else "word-vectors"
     machine = setting["hardware"]
     lines = [

@@ -24,6 +24,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from .agreement import predicts_number
 from .callbacks import LeaveWhenTold, ObeyNewSteps, goes_on_from
 from .checkpoint import load_classifier
 from .configuration_powerbert import RETENTION_FIELDS
@@ -209,7 +210,7 @@ def check_labels(config: Any, data: TaskData) -> None:
 
     if regression and config.num_labels > 1:
         raise unknown(known, "write its classes as whole numbers, 1 for 1.0, or by name, or train a head for numbers")
-    if not regression and config.num_labels == 1:
+    if not regression and config.num_labels == 1 and predicts_number(config):
         raise unknown("a regression", "write its numbers as floats, 1.0 for 1, or train a head for classes")
     # Place-holders are names where the rows have them, too: a model without names may have labelled those.
     theirs = named_labels(config, place_holders=ours == named_labels(config, place_holders=True))

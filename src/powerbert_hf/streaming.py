@@ -15,12 +15,10 @@ from datasets import Dataset, IterableDataset
 from .checkpoint import load_config, load_tokenizer, reading
 from .data import TaskData, load_splits, named_by_task, prepare_data, source_of
 from .labels import flat, read_labels
-from .rows import REPAIR
+from .rows import HEAD, REPAIR
 from .tasks import TASKS
 from .texts import check_texts
 
-# Rows at the head of the stream: a tenth of them is the tuning split, and their labels are all that there may be.
-_HEAD = 20_000
 # Rows among which the next one is drawn.
 _SHUFFLED = 10_000
 # Rows that say what kind of labels these are, besides one of each class.
@@ -50,7 +48,8 @@ def load_stream(options: Any, model: str, seed: int = 42, fine_tuned: bool = Fal
     # Asked for so, and there must be one.
     stream = cast(IterableDataset, train)
     with reading("The training rows", REPAIR):
-        head = Dataset.from_list(list(stream.take(_HEAD)), features=stream.features)
+        # A tenth of them is the tuning split, and their labels are all that there may be.
+        head = Dataset.from_list(list(stream.take(HEAD)), features=stream.features)
     data = prepare_data(
         head,
         held_out,
@@ -63,7 +62,7 @@ def load_stream(options: Any, model: str, seed: int = 42, fine_tuned: bool = Fal
         None,
         options.max_eval_samples,
         seed,
-        source_of(options),
+        source_of(options, held_out),
         num_proc=options.num_proc,
         fine_tuned=fine_tuned,
         metric=options.metric,

@@ -17,7 +17,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from .checkpoint import reading
-from .rows import READER_OPTIONS, REPAIR, check_table, dataset_reader, join_names, said_rows
+from .rows import HEAD, READER_OPTIONS, REPAIR, check_table, dataset_reader, join_names, said_rows
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -36,14 +36,13 @@ def read_file(path: str, lines: bool = False, streaming: bool = False) -> Datase
     Args:
         path: of the file.
         lines: take txt too, a text a line.
-        streaming: read it as it is iterated over; it is not looked through first.
+        streaming: read it as it is iterated over; of csv and tsv only the first 20,000 rows are looked through.
 
     Raises:
         ValueError: for another kind of file, or for one that cannot be read or holds no rows.
     """
     reader, options = dataset_reader(path, lines)
-    if not streaming:
-        options |= check_table(path)
+    options |= check_table(path, HEAD if streaming else None)
     try:
         with reading(path, REPAIR):
             return _load(reader, reader, streaming, {**options, "split": "train"})
@@ -75,8 +74,8 @@ def read_folder(folder: str, subset: str | None = None, streaming: bool = False)
     separator = getattr(builder.config, "sep", None)
     options = dict(READER_OPTIONS.get(builder.name, {}))
     for path in chain.from_iterable((builder.config.data_files or {}).values()):
-        if not streaming and separator == {".csv": ",", ".tsv": "\t"}.get(Path(path).suffix.lower(), ""):
-            found = check_table(path)
+        if separator == {".csv": ",", ".tsv": "\t"}.get(Path(path).suffix.lower(), ""):
+            found = check_table(path, HEAD if streaming else None)
             options["converters"] = {**options.get("converters", {}), **found.get("converters", {})}
     return _load(folder, builder.name, streaming, {**options, "name": subset})
 
