@@ -186,6 +186,11 @@ def test_tokenizers_that_are_not_the_models(folder, capsys):
         (options(output_dir="rows.csv/run"), "Not a directory: 'rows.csv/run'"),
         (options(output_dir="."), ". holds something else; choose another `--output-dir`, or empty it"),
         (options(deepspeed="none.json"), "deepspeed"),
+        (options("--label-names", "a", "b"), "`--label-names a b` is not served: of the data the labels are"),
+        (
+            options("--save-strategy=best", "--metric-for-best-model=loss"),
+            "`--save-strategy best` needs an `--eval-strategy`, got no",
+        ),
         (options(optim="schedule_free_adamw"), "`--optim schedule_free_adamw` keeps another copy of the weights"),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else None,
@@ -196,8 +201,12 @@ def test_options(folder, capsys, arguments, message):
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
 def test_checkpointing_that_a_search_cannot_have(folder, capsys):
-    asked = options("--gradient-checkpointing", '--gradient-checkpointing-kwargs={"use_reentrant": true}')
-    assert "`--gradient-checkpointing-kwargs` must not say `use_reentrant`" in refused(capsys, folder, asked)
+    for kwargs in ('{"use_reentrant": true}', '{"preserve_rng_state": false}'):
+        asked = options("--gradient-checkpointing", f"--gradient-checkpointing-kwargs={kwargs}")
+        said = "`--gradient-checkpointing-kwargs` must say `use_reentrant` is false"
+        assert said in refused(capsys, folder, asked)
+    asked = options("--gradient-checkpointing", "--gradient-checkpointing-kwargs=foo")
+    assert "`--gradient-checkpointing-kwargs` must be an object in json, got 'foo'" in refused(capsys, folder, asked)
 
 
 @pytest.mark.parametrize(

@@ -710,6 +710,16 @@ def test_a_folder_whose_name_is_a_pattern_is_refused(frame, tmp_path):
         data.load_splits(str(tmp_path / "rows [1]"))
 
 
+@pytest.mark.parametrize("values", [[0.5, 12.5], [True, False], ["a", "b"]])
+def test_lengths_are_those_of_the_texts_whatever_else_has_that_name(frame, tokenizer, values):
+    wanted = prepare(frame, tokenizer)
+    found = prepare(frame.add_column("length", values * 32), tokenizer, text_columns=["text"])
+    for split in ("train", "tune", "eval"):
+        lengths, same = getattr(found, split)["length"][:], getattr(wanted, split)["length"][:]
+        assert lengths == same
+        assert {type(length) for length in lengths} == {int}
+
+
 def test_sentence_pairs_are_one_input(frame, tokenizer):
     pairs = frame.add_column("second", ["the film"] * 64)
     prepared = prepare(pairs, tokenizer, text_columns=["text", "second"])

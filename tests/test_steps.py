@@ -141,6 +141,7 @@ def test_how_a_search_removes_word_vectors(stock, task, arguments, monkeypatch, 
         {"load_best_model_at_end": True},
         {"metric_for_best_model": "loss", "greater_is_better": True},
         {"lr_scheduler_type": "reduce_lr_on_plateau", "greater_is_better": True},
+        {"metric_for_best_model": "loss", "greater_is_better": True, "save_strategy": "best"},
     ],
 )
 def test_the_best_model_of_a_search_is_its_last(stock, task, arguments, monkeypatch, best):
@@ -148,13 +149,14 @@ def test_the_best_model_of_a_search_is_its_last(stock, task, arguments, monkeypa
     monkeypatch.setattr(Trainer, "_load_best_model", lambda trainer: pytest.fail("an earlier model was taken"))
     # Of a loss that only falls, the highest is the first.
     often = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
-    args = arguments(speedup=1.5, learning_rate=1e-2, **best, **often, save_total_limit=1)
+    args = arguments(**{"speedup": 1.5, "learning_rate": 1e-2, "save_total_limit": 1, **often, **best})
     found = []
     monkeypatch.setattr(Budget, "refine", lambda *_: found.append(get_last_checkpoint(args.output_dir)) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         search_configuration(stock, task, args)
     assert [Path(checkpoint).name for checkpoint in found] == ["checkpoint-4"]
     assert args.save_total_limit == 1
+    assert args.save_strategy == best.get("save_strategy", "steps")
     assert args.load_best_model_at_end == best.get("load_best_model_at_end", False)
 
 
@@ -206,6 +208,13 @@ def test_sigterm_ends_a_training_with_a_checkpoint_that_it_goes_on_from(stock, t
     found = fine_tune(stock, task, arguments(**fields)).model.state_dict()
     assert len(steps) == 4
     assert all(torch.equal(found[name], weights) for name, weights in wanted.items())
+
+
+def test_the_last_checkpoint_is_there_until_the_step_is_saved(stock, task, arguments):
+    often = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    args = arguments(**often, metric_for_best_model="loss", greater_is_better=True, save_total_limit=1)
+    fine_tune(stock, task, args)
+    assert Path(get_last_checkpoint(args.output_dir)).name == "checkpoint-4"
 
 
 def test_told_after_its_last_step_a_training_does_not_promise_a_checkpoint(stock, task, arguments, monkeypatch):

@@ -90,6 +90,14 @@ def test_the_recipe_trains_on_a_stream_for_as_many_steps_as_asked(options, tmp_p
     assert "A stream of rows to train on, 2 to choose by; 6 optimizer steps in batches of 16 for each of" in said
 
 
+def test_a_stream_is_measured_as_often_as_it_is_saved(options, tmp_path):
+    best = ["--eval-strategy=epoch", "--load-best-model-at-end", "--save-strategy=epoch", "--save-steps=2"]
+    assert cli.main(arguments(tmp_path, "--max-steps=4", *best)) == 0
+    for step in ("fine_tuned", "searched", "final"):
+        history = json.loads((tmp_path / "run" / step / "step.json").read_text())["history"]
+        assert [entry["step"] for entry in history if "eval_loss" in entry] == [2, 4]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -65,6 +65,8 @@ def test_a_sweep_has_a_run_for_each_speed_up_and_does_none_twice(inputs, tmp_pat
     assert [run["training"]["speedup"] for run in found["runs"]] == [2.5]
     assert "1.5" not in json.loads(record.read_text())["typed"]
     capsys.readouterr()
+    # How long processes wait for each other makes no other run.
+    assert cli.main(["sweep", *inputs, "--speedups", "2.5", "--ddp-timeout=60"]) == 0
     assert cli.main(["sweep", *inputs, "--speedups", "2.5", "--seed=7"]) == 2
     assert "with another seed; choose another `--output-dir`" in capsys.readouterr().err
 
@@ -260,6 +262,11 @@ def test_another_drop_in_the_same_folder_chooses_anew(inputs, tmp_path, monkeypa
         assert final.config.retention_config == report["retention_config"]
         chosen.append(report["training"]["speedup"])
     assert chosen[0] > chosen[1] == report["tried"][0]["speedup"]
+    # One that somebody has removed is trained again before another choice is given up.
+    shutil.rmtree(tmp_path / "run" / f"speedup-{chosen[0]:g}" / "final")
+    assert cli.main(["train", *inputs, "--max-drop=50"]) == 0
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["tried"]
+    assert (tmp_path / "run" / f"speedup-{chosen[0]:g}" / "final" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("goal", ["--speedup=2", "--max-drop=1"])

@@ -19,6 +19,7 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
+    trainer_pt_utils,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -317,20 +318,38 @@ def test_groups_by_length_differ_by_epoch_and_hold_every_row_once(host, dataset,
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "group_by_length",
+        "random",
+        pytest.param(
+            "batch_rebalance",
+            marks=pytest.mark.skipif(not hasattr(trainer_pt_utils, "BatchRebalanceSampler"), reason="a later version"),
+        ),
+    ],
+)
 def test_an_epoch_that_is_resumed_goes_on_in_its_own_order(dataset, tokenizer, tmp_path, processes, strategy):
     """As the `Trainer` does it, with what accelerate makes of a loader in one of two processes."""
 
     def prepared():
         trainer = make_trainer(Host("bert").make(), dataset, tokenizer, tmp_path, train_sampling_strategy=strategy)
-        stock = DataLoader(range(64), batch_size=4, sampler=trainer._get_train_sampler())
+        sampler = trainer._get_train_sampler()
+        balanced = strategy == "batch_rebalance"
+        batches = {"batch_sampler": sampler} if balanced else {"batch_size": 4, "sampler": sampler}
+        stock = DataLoader(range(64), **batches)
         options = {"num_processes": processes, "process_index": processes - 1, "use_seedable_sampler": True}
-        return trainer.callback_handler, prepare_data_loader(stock, put_on_device=False, **options)
+        return trainer.callback_handler, prepare_data_loader(stock, put_on_device=False, **options), sampler
 
-    _, loader = prepared()
-    epochs = [[batch.tolist() for batch in loader] for _ in range(3)]
+    _, loader, sampler = prepared()
+    epochs = []
+    for epoch in range(3):
+        if strategy == "batch_rebalance":
+            # As upstream does it, where nothing is skipped.
+            sampler.set_epoch(epoch)
+        epochs.append([batch.tolist() for batch in loader])
     assert epochs[0] != epochs[1] != epochs[2]
-    handler, loader = prepared()
+    handler, loader, _ = prepared()
     handler.train_dataloader = loader
     handler.on_epoch_begin(None, TrainerState(epoch=1 + 3 / len(epochs[1])), TrainerControl())
     rest = skip_first_batches(loader, 3)

@@ -151,9 +151,10 @@ class TellSamplerEpoch(TrainerCallback):
         batches: Any = getattr(train_dataloader, "batch_sampler", None)
         while hasattr(batches, "batch_sampler"):
             batches = batches.batch_sampler
-        sampler: Any = getattr(batches, "sampler", None)
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(int(state.epoch or 0))
+        # One that balances batches draws them itself.
+        for one in (batches, getattr(batches, "sampler", None)):
+            if hasattr(one, "set_epoch"):
+                one.set_epoch(int(state.epoch or 0))
 
 
 class LeaveWhenTold(TrainerCallback):

@@ -140,6 +140,8 @@ def settle_stream(data_args: DataArguments, args: Any) -> None:
     args.accelerator_config.dispatch_batches = False
     if args.save_strategy == "epoch":
         args.save_strategy, args.save_steps = "steps", min(args.save_steps, args.max_steps)
+    if args.eval_strategy == "epoch":
+        args.eval_strategy, args.eval_steps = "steps", args.save_steps
 
 
 def parse_for_model(command: str, argv: Sequence[str], kind: type, unnamed: Sequence[str] = ("model",)) -> Any:
@@ -234,7 +236,8 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
     args = parsed[-1]
     if "per_device_train_batch_size" not in said:
         # A step takes as many rows in several processes, or on several GPUs of one, as on one.
-        together = max(1, args.world_size, args.n_gpu)
+        processes = 1 if args.accelerator_config.split_batches else args.world_size
+        together = max(1, processes, args.n_gpu)
         args.per_device_train_batch_size = max(1, args.per_device_train_batch_size // together)
     if require_output and args.output_dir in (None, "trainer_output"):
         raise ValueError("`--output-dir` must be given: it takes the three models and the report.")

@@ -18,7 +18,7 @@ from .files import InUse, check_free, take, write_json
 # model.
 _MAY_CHANGE = {"speedups", "max_drop", "plot", "num_proc", "per_device_eval_batch_size", "report_to"}
 _MAY_CHANGE |= {"eval_accumulation_steps", "logging_steps", "logging_strategy", "logging_first_step"}
-_MAY_CHANGE |= {"log_level", "log_level_replica", "log_on_each_node", "run_name", "project"}
+_MAY_CHANGE |= {"ddp_timeout", "log_level", "log_level_replica", "log_on_each_node", "run_name", "project"}
 _MAY_CHANGE |= {f"trackio_{name}" for name in ("space_id", "bucket_id", "static_space_id")}
 _MAY_CHANGE |= {
     f"dataloader_{name}"

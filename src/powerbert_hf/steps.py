@@ -124,9 +124,8 @@ def search_configuration(
         args = copy.copy(args)
         # It is said for the other two steps: the best of a search hides nothing yet.
         args.load_best_model_at_end = False
-        # Of one alone the last would be removed for the best, before masses are refined.
-        if args.save_total_limit == 1:
-            args.save_total_limit = 2
+        if args.save_strategy == "best":
+            args.save_strategy, args.save_steps = args.eval_strategy, args.eval_steps
     trainer = _trainer(soft, data, args, teacher=_teacher(model, args), lengths=data.tune["length"])
     _run(trainer)
     masses = retention_mass(soft.retention_weights.detach()).tolist()
@@ -262,6 +261,12 @@ def check_training(args: PoWERTrainingArguments, data: TaskData) -> None:
         if getattr(args, name):
             option = name.replace("_", "-")
             raise ValueError(f"`--{option}` is not served: metrics are those of a whole split; leave it out.")
+    if args.label_names not in (None, ["labels"]):
+        raise ValueError(
+            f"`--label-names {' '.join(args.label_names)}` is not served: of the data the labels are `--label-column`."
+        )
+    if args.save_strategy == "best" and args.eval_strategy == "no":
+        raise ValueError("`--save-strategy best` needs an `--eval-strategy`, got no; say epoch or steps.")
     if args.resume_from_checkpoint:
         raise ValueError(
             "`--resume-from-checkpoint` is not served: the same command goes on by itself, from the last checkpoint "
@@ -309,10 +314,15 @@ def check_search(args: PoWERTrainingArguments) -> None:
     Raises:
         ValueError: for arguments that no search takes.
     """
-    if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+    kwargs = args.gradient_checkpointing_kwargs or {}
+    if not isinstance(kwargs, dict):
+        raise ValueError(f"`--gradient-checkpointing-kwargs` must be an object in json, got {kwargs!r}; leave it out.")
+    # Where anything of them comes to torch, it has checkpointing reentrant unless they say otherwise.
+    to_torch = kwargs.keys() - {"every_n_layers", "offload"}
+    if args.gradient_checkpointing and to_torch and kwargs.get("use_reentrant", True):
         raise ValueError(
-            "`--gradient-checkpointing-kwargs` must not say `use_reentrant`: a search would lose the gradients of "
-            "its retention weights; leave it out."
+            "`--gradient-checkpointing-kwargs` must say `use_reentrant` is false if they say anything to torch, which "
+            "takes it for true: a search would lose the gradients of its retention weights."
         )
     if args.optim.startswith("schedule_free"):
         raise ValueError(
@@ -323,6 +333,10 @@ def check_search(args: PoWERTrainingArguments) -> None:
 
 def _trainer(model: PreTrainedModel, data: TaskData, args: PoWERTrainingArguments, **more: Any) -> PoWERTrainer:
     check_training(args, data)
+    if args.metric_for_best_model is not None and args.save_total_limit == 1:
+        # The last one would be removed for the best, before the step is refined, measured and saved.
+        args = copy.copy(args)
+        args.save_total_limit = 2
     # What else some checkpoints ask for, nobody reads: it would be gathered of whole splits.
     model.config.output_hidden_states = model.config.output_attentions = False
     trainer = PoWERTrainer(

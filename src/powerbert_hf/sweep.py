@@ -248,7 +248,7 @@ def _run(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     folder = root / speedup_folder(speedup)
-    if on_main((folder / "report.json").is_file):
+    if on_main(lambda: (folder / "report.json").is_file() and (folder / "final").is_dir()):
         return json.loads((folder / "report.json").read_text(encoding="utf-8"))
     say(f"{speedup:g}x faster, in {folder.name}:")
     run_args = copy.copy(args)

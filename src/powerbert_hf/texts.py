@@ -271,9 +271,9 @@ def tokenize(
         encoded = tokenizer(*(rows[name] for name in text_columns), truncation=True, max_length=max_length)
         return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
 
-    encoded = dataset.map(
-        encode, batched=True, remove_columns=dataset.column_names, num_proc=num_proc, desc="tokenise"
-    )
+    # Another column of a name that comes out of this would give it its type.
+    texts = dataset.select_columns(list(text_columns))
+    encoded = texts.map(encode, batched=True, remove_columns=texts.column_names, num_proc=num_proc, desc="tokenise")
     return encoded.add_column("labels", list(labels))
 
 
