@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import reference
 from conftest import Host, without_dropout
@@ -56,7 +58,26 @@ def test_fewer_word_vectors_than_were_given_are_pointed_out_once(host, batch, ca
 def test_shapes_are_told_of_tensors_without_numbers(host):
     ours = host.make(**HARD["fraction"])
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        assert ours(torch.ones(2, 8, dtype=torch.long)).logits.shape == (2, 2)
+        inputs = torch.ones(2, 8, dtype=torch.long)
+        assert ours(inputs).logits.shape == ours(inputs, attention_mask=inputs).logits.shape == (2, 2)
+
+
+def test_inputs_that_share_a_row_are_told_apart_as_in_stock_or_refused(host, batch):
+    seen = []
+
+    def attend(*tensors, **kwargs):
+        seen.append(kwargs.get("position_ids"))
+        return sdpa_attention_forward(*tensors, **kwargs)
+
+    AttentionInterface.register("seen", attend)
+    ours = host.make(attn_implementation="seen")
+    inputs, positions = batch["input_ids"][:1], torch.tensor([[*range(7), *range(5)]])
+    ours(inputs, position_ids=positions)
+    assert len(seen) == ours.config.num_encoders
+    assert all(one is positions for one in seen)
+    boundaries = torch.tensor([0, 7, 12], dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"Each input must have a row of its own .*; pad them"):
+        host.make(**HARD["words"])(inputs, cu_seq_lens_q=boundaries, cu_seq_lens_k=boundaries)
 
 
 def test_kept_are_the_most_significant(host, batch):

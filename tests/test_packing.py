@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from conftest import SMALL, Host
 from powerbert_hf import encoder, packing
@@ -133,14 +134,47 @@ def test_inference_is_packed_and_nothing_else_is(host, batch, monkeypatch):
         assert not calls
         model(**batch)
         assert len(calls) == 1
-        # PEFT's on its layers, of which one may want to know all rows.
-        hook = list(model.base_model.encoder.encoders())[-1].register_forward_pre_hook(lambda *_: None)
+        # PEFT's on its layers, of which one may want to know all rows; Captum's.
+        layer, embeddings, shapes = list(model.base_model.encoder.encoders())[-1], model.base_model.embeddings, []
+        for watch, hook in (
+            (layer.register_forward_pre_hook, lambda *_: None),
+            (layer.register_forward_hook, lambda *_: None),
+            (embeddings.register_forward_hook, lambda *call: shapes.append(call[2].shape[:2])),
+        ):
+            handle = watch(hook)
+            model(**batch)
+            handle.remove()
+        assert shapes == [batch["input_ids"].shape]
+        # Compiled by itself, as `accelerate` compiles regions; wrapped, as `accelerate` sends weights to devices.
+        layer.compile(backend="eager", dynamic=True)
         model(**batch)
+        layer._compiled_call_impl = None
+        model.base_model.encoder.forward = model.base_model.encoder.forward
+        model(**batch)
+        del model.base_model.encoder.forward
         assert len(calls) == 1
-        hook.remove()
     with torch.inference_mode():
         model(input_ids=batch["input_ids"])
     assert len(calls) == 2
+
+
+class OwnEmbedding(nn.Module):
+    """Of which nobody says that it has weights by that name."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = table
+
+    def forward(self, numbers):
+        return self.table(numbers)
+
+
+@torch.no_grad()
+def test_embeddings_of_ones_own_are_not_packed_and_answer_alike(host, batch):
+    model = host.make(retention_config=[8, 5, 2])
+    expected = model(**batch).logits
+    model.set_input_embeddings(OwnEmbedding(model.get_input_embeddings()))
+    torch.testing.assert_close(model(**batch).logits, expected, atol=TOLERANCE, rtol=0)
 
 
 @torch.no_grad()

@@ -152,7 +152,8 @@ class TellSamplerEpoch(TrainerCallback):
         while hasattr(batches, "batch_sampler"):
             batches = batches.batch_sampler
         # One that balances batches draws them itself.
-        for one in (batches, getattr(batches, "sampler", None)):
+        samplers: list[Any] = [batches, getattr(batches, "sampler", None)]
+        for one in samplers:
             if hasattr(one, "set_epoch"):
                 one.set_epoch(int(state.epoch or 0))
 

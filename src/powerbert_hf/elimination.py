@@ -209,7 +209,7 @@ class RetentionEncoderMixin:
                 )
             if mask is not None:
                 mask = mask.to(hidden_states.device, torch.bool)
-                if not is_tracing() and mask.all():
+                if not is_tracing(mask) and mask.all():
                     mask = None
             elif is_tracing():
                 mask = torch.ones(batch_size, width, dtype=torch.bool, device=hidden_states.device)

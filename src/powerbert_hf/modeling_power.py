@@ -29,6 +29,20 @@ from .varlen import takes_varlen
 _SHORT = 128
 
 
+# Whose hooks take word-vectors without padding.
+_TAKE_PACKED = (capture_outputs.__module__, "powerbert_hf.profiling")
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether a module is to see inputs with padding: by a hook, as PEFT and Captum have, or compiled by itself.
+
+    A compiled one would be compiled anew for each list of lengths.
+    """
+    if module._forward_pre_hooks or module._compiled_call_impl is not None or "_orig_mod" in module._modules:
+        return True
+    return any(getattr(hook, "__module__", None) not in _TAKE_PACKED for hook in module._forward_hooks.values())
+
+
 @dataclass
 class PoWERSequenceClassifierOutput(SequenceClassifierOutput):
     """`SequenceClassifierOutput` and the three fields of [`PoWERModelOutput`].
@@ -238,6 +252,14 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         embedded = self.embeddings(
             input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids, inputs_embeds=inputs_embeds
         )
+        if self.config.active_retention_mode == "off":
+            # Flash attention tells inputs that share a row apart by them.
+            kwargs["position_ids"] = position_ids
+        elif any(kwargs.get(name) is not None for name in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")):
+            raise ValueError(
+                "Each input must have a row of its own where word-vectors are eliminated, got several in one "
+                '(`cu_seq_lens_q`); pad them, or use another `attn_implementation` than "flash_attention_2".'
+            )
         outputs = self.encoder(
             embedded, attention_mask, cls_only, output_kept_positions, wanted_significance, **kwargs
         )
@@ -279,13 +301,19 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         # Any other implementation is one that the user means to have called.
         if self.config._attn_implementation not in ("eager", "sdpa"):
             return False
-        # Nor does a hook expect inputs without padding, such as that of PEFT with an adapter for each row.
-        if any(module._forward_pre_hooks for module in self.encoder.modules()):
+        # What is packed goes past the encoder's own forward: a wrapper, or accelerate, may have put another there.
+        if not isinstance(self.encoder, RetentionEncoderMixin) or "forward" in vars(self.encoder):
+            return False
+        parts: tuple[Any, ...] = (self.embeddings, self.encoder)
+        if any(_is_watched(module) for part in parts for module in part.modules()):
             return False
         # Without a word-vector at position 0 there is no [CLS] to begin with.
         if attention_mask is not None and not (
             attention_mask.shape == inputs.shape[:2] and attention_mask[:, 0].all()
         ):
+            return False
+        # Quantised embeddings have it behind a method, somebody's own perhaps not at all.
+        if not isinstance(self._first_weight, Tensor):
             return False
         device = self._first_weight.device
         if device.type not in ("cpu", "cuda"):
@@ -298,7 +326,7 @@ class RetentionBaseModelMixin(RetentionModelMixin):
     @property
     def _first_weight(self) -> Any:
         """For its device and dtype: a replica of `nn.DataParallel` has no parameters to ask."""
-        return self.get_input_embeddings().weight
+        return getattr(self.get_input_embeddings(), "weight", None)
 
     @property
     def _product_dtype(self) -> torch.dtype:
