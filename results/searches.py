@@ -1,11 +1,12 @@
 """What searches for a speed-up are worth, for results/README.md: `searches/` holds what sweeps left, a folder a seed.
 
 `sweep.json` and `command.json` are of `powerbert sweep`; `profiles.json`, `defaults.json`, `targets.json` and
-`agreements.json` of `compare_searches.py`. Seeds of one task, model and dtype belong together. `results/render.py`
-calls what is here.
+`agreements.json` of `compare_searches.py`. Seeds of one task, model and dtype belong together. A folder whose name
+ends in a commit is of the search as it was there, any other of today's. `results/render.py` calls what is here.
 """
 
 import json
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -50,6 +51,8 @@ def _read(name: str) -> dict[str, list[tuple[int, dict[str, Any]]]]:
             group += f", {typed['data']['max_train_samples']:,} rows"
         if typed["training"].get("bf16"):
             group += ", bfloat16"
+        if commit := re.search("-([0-9a-f]{7})$", path.parent.name):
+            group += f", {commit[1]}"
         found[group].append((typed["training"].get("seed", 42), read))
     return {group: sorted(ones, key=lambda one: one[0]) for group, ones in found.items()}
 
