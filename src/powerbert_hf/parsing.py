@@ -5,6 +5,7 @@
 import argparse
 import difflib
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ def _parse_all(parser: Any, argv: Sequence[str]) -> list[Any]:
         # A shell ends the name of a folder with a slash, and that is no other folder.
         for name in ("model", "dataset"):
             if (path := getattr(one, name, None)) and Path(path).is_dir():
-                setattr(one, name, str(Path(path)))
+                setattr(one, name, path.rstrip(os.sep) or path)
     return parsed
 
 
