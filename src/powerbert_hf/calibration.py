@@ -188,7 +188,7 @@ def calibrate(
             share, bound = same.double().mean().item(), agreement_bound(int(same.sum()), len(second))
             tried.append(Candidate(config, predicted_speedup(model.config, lengths), share, bound))
             say(
-                f"testing: {' '.join(spell_entries(config))}: {tried[-1].predicted_speedup:.2f}x predicted, "
+                f"testing: {spell_entries(config)}: {tried[-1].predicted_speedup:.2f}x predicted, "
                 f"{share:.2%} agreement, at least {bound:.2%}"
             )
             if bound < agreement:
@@ -295,7 +295,7 @@ def format_calibration(found: Calibration) -> str:
     if chosen is found.tried[-1]:
         ended = "the search, which goes down to a tenth of an input, found none that is faster"
     return (
-        f"retention_config {' '.join(spell_entries(chosen.retention_config))} (of an input)\n"
+        f"retention_config {spell_entries(chosen.retention_config)} (of an input)\n"
         f"{chosen.predicted_speedup:.2f}x fewer multiply-accumulates than stock on inputs of these lengths\n"
         f"{chosen.agreement:.2%} of {found.tested} predictions are those at full retention; shown for texts like "
         f"these, each counted once, at 95 % confidence: at least {found.target:.4g}\n"

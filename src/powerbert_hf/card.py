@@ -113,7 +113,7 @@ def make_card(facts: Facts) -> ModelCard:
         metric=retention.metric or {},
         speedup=retention.speedup or {},
         picture=picture(retention),
-        entries=spell_entries(retention.retention_config),
+        entries=spell_entries(retention.retention_config).split(),
         command=None if facts.command is None else shown_command(facts.command),
         hyperparameters=facts.hyperparameters or {},
         transformers=transformers_version,

@@ -426,7 +426,7 @@ def _apply(argv: list[str]) -> None:
     from .retention_file import spell_entries
 
     found = apply_folder(options.model, options.retention, options.output_dir)
-    config = " ".join(spell_entries(found.retention_config))
+    config = spell_entries(found.retention_config)
     _say(f"{options.output_dir} holds the model with retention_config {config} ({found.retention_unit})")
     _say("how it does on your data, `powerbert evaluate` says; how much faster it is, `powerbert benchmark`")
 

@@ -166,16 +166,16 @@ def warn_of_doubtful(column: str, values: Sequence[Any], labels: Sequence[Any], 
             column,
             joined,
         )
-    if str(values[0]) in names and len(names) > max(_SHOWN, len(values) * _MANY):
-        numbers = [name for name in names if _NUMBER.fullmatch(name)]
-        if len(numbers) > _MOST * len(names):
-            logger.warning(
-                "Column %r holds %s, which are classes: %d in %d rows. Write them as floats for a regression",
-                column,
-                "whole numbers" if type(values[0]) is int else "numbers beside words or with commas",
-                len(names),
-                len(values),
-            )
+    numbers = [name for name in names if _NUMBER.fullmatch(name)]
+    many = str(values[0]) in names and len(names) > max(_SHOWN, len(values) * _MANY)
+    if many and len(numbers) > _MOST * len(names):
+        logger.warning(
+            "Column %r holds %s, which are classes: %d in %d rows. Write them as floats for a regression",
+            column,
+            "whole numbers" if type(values[0]) is int else "numbers beside words or with commas",
+            len(names),
+            len(values),
+        )
 
 
 def _is_joined(name: str, classes: set[str]) -> bool:

@@ -81,7 +81,7 @@ def run_page(
         curves=[(caption, _svg(picture)) for caption, picture in run_curves(run)],
         configuration=_svg(draw_configuration(kept, entries if fraction else None, report["masses"])),
         marked=fraction,
-        entries=f"{'fractions' if fraction else 'words'}: {' '.join(spell_entries(entries))}",
+        entries=f"{'fractions' if fraction else 'words'}: {spell_entries(entries)}",
         speed=_speed(report, measured),
         speed_caption=f"A pass over {timing['inputs']:,} texts in batches of {timing['batch_size']}, "
         f"{timing['dtype']}, sorted by length unless it says otherwise; the stock model has SDPA attention. Speed-ups "

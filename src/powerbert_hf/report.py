@@ -25,7 +25,7 @@ def format_report(report: dict[str, Any], model_dir: Path) -> str:
         Lines without a last line break.
     """
     fraction = report["retention_unit"] == "fraction"
-    config = " ".join(spell_entries(report["retention_config"]))
+    config = spell_entries(report["retention_config"])
     kept = report["word_vectors_kept"]
     timing = report["timing"]
     rows = [

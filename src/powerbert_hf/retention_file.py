@@ -184,9 +184,9 @@ def shape_of(config: Any) -> tuple[str, int]:
     return config.model_type.removeprefix("power"), encoders
 
 
-def spell_entries(config: Sequence[int | float]) -> list[str]:
+def spell_entries(config: Sequence[int | float]) -> str:
     """The entries of a retention configuration as they are shown: counts whole, fractions to three digits."""
-    return [f"{entry:.3g}" if isinstance(entry, float) else str(entry) for entry in config]
+    return " ".join(f"{entry:.3g}" if isinstance(entry, float) else str(entry) for entry in config)
 
 
 def read_retention(source: str | os.PathLike, **download: Any) -> RetentionFile:

@@ -10,7 +10,7 @@ from .retention_file import spell_entries
 
 def format_setting(setting: dict[str, Any]) -> str:
     """What all measurements share, as lines."""
-    entries = " ".join(spell_entries(setting["retention_config"]))
+    entries = spell_entries(setting["retention_config"])
     unit = "of an input" if setting["retention_unit"] == "fraction" else "word-vectors"
     machine = setting["hardware"]
     lines = [
