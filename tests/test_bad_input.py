@@ -191,6 +191,8 @@ def test_tokenizers_that_are_not_the_models(folder, capsys):
             options("--save-strategy=best", "--metric-for-best-model=loss"),
             "`--save-strategy best` needs an `--eval-strategy`, got no",
         ),
+        (options("--batch-size=16"), "did you mean --per-device-train-batch-size or --per-device-eval-batch-size?"),
+        (options("--lr=1e-3"), "There is no option --lr; did you mean --learning-rate?"),
         (options(optim="schedule_free_adamw"), "`--optim schedule_free_adamw` keeps another copy of the weights"),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else None,
@@ -266,6 +268,10 @@ def test_data_files(folder, capsys, name, text, message):
 
 def test_other_commands(folder, capsys):
     assert "either `--dataset` or `--eval-file`, got neither" in refused(capsys, folder, ["model"], "evaluate")
+    count = ["model", "--texts=eval.csv", "--inputs=-1"]
+    assert "`inputs` must be at least 1, got -1" in refused(capsys, folder, count, "inspect")
+    named = refused(capsys, folder, ["model", "a good film"], "predict")
+    assert "got 2 words; put the name of an option before each other" in named
     publish = ["model", "--eval-file=eval.csv", "--push-to-hub"]
     assert "`powerbert evaluate` publishes nothing" in refused(capsys, folder, publish, "evaluate")
     assert "`seed` must not be negative, got -1" in refused(capsys, folder, ["--seed=-1", "--output-dir=run"], "demo")

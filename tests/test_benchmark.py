@@ -400,3 +400,17 @@ def test_counts_are_a_configuration_too(folder, capsys):
     options = ["model", "--retention-config", "8", "5", "3", "--retention-unit=words", *QUICK, "--lengths=8"]
     assert cli.main(["benchmark", *options]) == 0
     assert "keeping 8 5 3 (word-vectors)" in capsys.readouterr().out
+
+
+def test_a_configuration_that_its_folder_holds_is_measured_without_weights(folder, capsys):
+    host = Host("bert")
+    host.config(**host.fields, retention_config=[0.8, 0.5, 0.3], retention_unit="fraction").save_pretrained("model")
+    assert cli.main(["benchmark", "model", *QUICK, "--lengths=8"]) == 0
+    assert "keeping 0.8 0.5 0.3 (of an input)" in capsys.readouterr().out
+
+
+def test_a_share_for_each_encoder_is_asked_for(folder, capsys):
+    host = Host("albert")
+    host.stock_config(**{**host.fields, "inner_group_num": 2}).save_pretrained("model")
+    assert cli.main(["benchmark", "model", "--lengths=8"]) == 2
+    assert f"each of the {2 * host.fields['num_hidden_layers']} encoders" in capsys.readouterr().err

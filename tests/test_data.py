@@ -7,11 +7,12 @@ import logging
 import datasets
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets
 
 from conftest import WORDS, Host
 from powerbert_hf import data, labels, tasks, texts
 from powerbert_hf.checkpoint import load_config, load_tokenizer
+from powerbert_hf.rows import join_names
 from powerbert_hf.steps import check_labels
 from powerbert_hf.texts import read_file
 
@@ -390,7 +391,10 @@ def test_labels_of_a_file_that_look_like_numbers_are_the_names_of_another(frame)
     [
         (["a", None], ["a"], "got 1 without in the training split, in row 2; drop"),
         ([0, 1], [-1, -1], "The reported split must hold labels, got -1 in all of its rows, which is how GLUE hides"),
-        ([0, 1], [0, -1], "got 1 without in the reported split, in row 2; drop these rows, or write the class -1"),
+        ([0, 1], [0, -1], "got 1 of these in the reported split, in row 2; write the class -1 as a word, the numbers"),
+        ([0, 1], [None, None], "The reported split must hold labels, got none; pass an `--eval-file` that has them"),
+        ([-1, -1], [0, 1], "The training split must hold labels, got -1 in all of its rows, .* pass rows that have"),
+        ([2.5, 2.5], [0.5, 1.5], "must hold numbers that differ, got 2.5 in all rows of the training split"),
         ([0.5, None, 1.5, None], [0.5], "got 2 without in the training split, the first in row 2; drop"),
         ([0.5, float("nan")], [0.5], "got 1 without"),
         (["a", "b", " ", ""], ["a"], "got 2 without in the training split, the first in row 3; drop"),
@@ -761,3 +765,45 @@ def test_a_tokenizer_that_needs_sentencepiece_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("powerbert_hf.checkpoint.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"it has no `tokenizer.json`; copy that, .* `pip install sentencepiece`\."):
         load_tokenizer(str(tmp_path), load_config(str(tmp_path)))
+
+
+def test_a_label_that_is_missing_is_missing_in_the_split_that_was_passed(tokenizer):
+    task = tasks.TASKS["sst2"]
+    rows = Dataset.from_dict({"sentence": ["good film", "bad film"], "label": [1, None]})
+    with pytest.raises(ValueError, match="got 1 without in the reported split"):
+        prepare(rows, tokenizer, names=list(task.label_names), task=task, measure_only=True)
+
+
+def test_copies_of_what_is_trained_on_are_said_to_tell_little(tokenizer, caplog):
+    texts = [f"{first} {second}" for first in WORDS[:4] for second in WORDS[:10]]
+    frame = Dataset.from_dict({"text": texts, "label": [n % 2 for n in range(len(texts))]})
+    prepare(frame, tokenizer, held_out=Dataset.from_dict({"text": ["film", "a"], "label": [0, 1]}))
+    assert "trained on, too" not in caplog.text
+    prepare(concatenate_datasets([frame] * 3), tokenizer, held_out=frame)
+    assert "12 of the 12 texts to choose by are trained on, too" in caplog.text
+    assert "40 of the 40 texts to report on are trained on, too" in caplog.text
+
+
+def test_a_file_of_the_training_split_is_not_reported_on(tmp_path):
+    for name in ("mine", "yours"):
+        (tmp_path / f"{name}.csv").write_text("text,label\ngood,1\nbad,0\n")
+    with pytest.raises(ValueError, match=r"has no split to report on, got \['train'\]; name its files after their"):
+        data.load_splits(str(tmp_path))
+    with pytest.raises(ValueError, match=r"one of the 2 files that make up the split `train` of .*; name its files"):
+        data.load_splits(str(tmp_path), eval_file=str(tmp_path / "yours.csv"))
+    (tmp_path / "mine.csv").rename(tmp_path / "train.csv")
+    (tmp_path / "yours.csv").rename(tmp_path / "test.csv")
+    train, held_out = data.load_splits(str(tmp_path), eval_file=str(tmp_path / "test.csv"))
+    assert (len(train), len(held_out)) == (2, 2)
+
+
+@pytest.mark.parametrize("table", [{"text": {"0": "good"}, "label": {"0": 1}}, {"data": [{"text": "good"}]}])
+def test_json_by_columns_is_told_how_to_be_written(tmp_path, table):
+    (tmp_path / "rows.json").write_text(json.dumps(table))
+    with pytest.raises(ValueError, match=r'rows.json must hold an object for each row.*orient="records", lines=True'):
+        data.load_splits(train_file=str(tmp_path / "rows.json"), eval_file=str(tmp_path / "rows.json"))
+
+
+def test_of_many_columns_the_first_are_said():
+    names = [str(place) for place in range(50)]
+    assert join_names(names) == f"{', '.join(names[:30])}, and 20 more"

@@ -141,5 +141,15 @@ def test_demo_texts_vary_in_length_and_few_words_decide(tmp_path):
     assert demo.make_demo(tmp_path / "demo", 1) == demo.make_demo(tmp_path / "demo", 1)
 
 
+def test_the_working_folder_may_be_that_of_the_demo(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    asked = []
+    monkeypatch.setattr(cli, "_train", asked.extend)
+    assert cli.main(["demo", "--output-dir=."]) == 0
+    assert f"--output-dir={tmp_path / 'here'}" in asked
+    assert (tmp_path / "here-inputs-0").is_dir()
+
+
 def test_tables_of_results_are_what_the_runs_say():
     subprocess.run([sys.executable, str(ROOT / "results" / "render.py"), "--check"], check=True)

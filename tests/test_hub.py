@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 from conftest import HOSTS, WORDS, Host
 from loopback_hub import OWNER, READER, LoopbackHub
 from powerbert_hf import PoWERTrainer, PoWERTrainingArguments, cli
-from powerbert_hf.card import data_of
+from powerbert_hf.card import data_of, results_of
 from powerbert_hf.retention_file import read_retention
 from test_bad_input import refused
 
@@ -790,3 +790,12 @@ def test_the_card_cites_what_the_citation_file_says():
     assert f"booktitle = {{{paper['collection-title']}}}" in cited
     assert " and ".join(f"{one['family-names']}, {one['given-names']}" for one in paper["authors"]) in cited
     assert (f"year = {{{paper['year']}}}" in cited, f"url = {{{paper['url']}}}" in cited) == (True, True)
+
+
+def test_files_of_ones_own_are_no_split_of_each_other():
+    data = dict.fromkeys(("dataset", "subset", "task", "dataset_id", "eval_split"))
+    for train in ("rows/a.csv", "rows/b.csv"):
+        report = {"data": {**data, "train_file": train, "eval_file": "rows/b.csv"}}
+        report |= {"metric": "accuracy", "metrics": {"final": {"accuracy": 0.5}}, "training": {"seed": 0}}
+        (result,) = results_of(report)
+        assert (result.dataset_name, result.dataset_split) == ("b.csv", None)

@@ -152,6 +152,12 @@ def test_inference_is_packed_and_nothing_else_is(host, batch, monkeypatch):
         model.base_model.encoder.forward = model.base_model.encoder.forward
         model(**batch)
         del model.base_model.encoder.forward
+        layer.forward = layer.forward
+        model(**batch)
+        del layer.forward
+        every = nn.modules.module.register_module_forward_hook(lambda *_: None)
+        model(**batch)
+        every.remove()
         assert len(calls) == 1
     with torch.inference_mode():
         model(input_ids=batch["input_ids"])
@@ -441,3 +447,60 @@ def test_a_few_word_vectors_are_ranked_as_many_are(width):
     for count in range(1, width + 1):
         expected = extract(rank(received), count)[0]
         assert packing._first(received, count).tolist() == expected.tolist()
+
+
+class Steered(nn.Module):
+    """Somebody's own, which adds to the [CLS] of each text."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs):
+        outputs = self.module(*inputs).clone()
+        outputs[:, 0] += 3.0
+        return outputs
+
+
+@pytest.mark.parametrize("fields", [{}, {"retention_config": [8, 5, 2]}], ids=["off", "hard"])
+def test_a_module_of_ones_own_inside_an_encoder_sees_padded_inputs(host, batch, fields):
+    model = host.make(**fields)
+    layer = next(iter(model.base_model.encoder.encoders()))
+    name = "output" if host.name == "bert" else "full_layer_layer_norm"
+    setattr(layer, name, Steered(getattr(layer, name)))
+    with torch.no_grad():
+        answers = model(**batch).logits
+    torch.testing.assert_close(answers, model(**batch).logits, atol=1e-5, rtol=0)
+
+
+class MeanPooler(nn.Module):
+    def forward(self, hidden_states):
+        return hidden_states.mean(dim=1)
+
+
+def test_whoever_reads_all_word_vectors_in_off_mode_gets_them():
+    model, batch = Host("bert").make(), {"input_ids": torch.arange(1, 13).view(2, 6)}
+    seen = []
+    handle = model.bert.register_forward_hook(lambda *call: seen.append(call[2].last_hidden_state.shape[1]))
+    with torch.no_grad():
+        model(**batch)
+    assert seen == [6]
+    handle.remove()
+    model.bert.pooler = MeanPooler()
+    with torch.no_grad():
+        answers = model(**batch).logits
+    torch.testing.assert_close(answers, model(**batch).logits, atol=1e-5, rtol=0)
+
+
+def test_encoders_that_were_dropped_are_gone_in_off_mode_and_must_be_said_in_others(batch):
+    model = Host("bert").make()
+    stock = model.to_stock()
+    for one in (stock.bert, model.bert):
+        one.encoder.layer = one.encoder.layer[:2]
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(model(**batch).logits, stock(**batch).logits, atol=1e-5, rtol=0)
+            model.set_retention([8, 5, 2], unit="words")
+            with pytest.raises(ValueError, match="as many encoders as its configuration says, 3, got 2"):
+                model(**batch)
+            model.set_retention(None)

@@ -655,6 +655,9 @@ def test_known_tasks_bring_their_published_hyperparameters(tmp_path, monkeypatch
         assert settled("--per-device-train-batch-size=64")[1].per_device_train_batch_size == 64
     assert parsing.parse("train", ["n", *options[1:]], kinds)[0].model == "n"
     assert args.save_strategy == "epoch"
+    # Upstream's default may be asked for all the same.
+    upstream = parsing.parse("train", [*options, "--output-dir=trainer_output"], kinds, require_output=True)
+    assert upstream[-1].output_dir == "trainer_output"
     assert (settled("--save_steps=50")[1].save_strategy, settled("--save-steps=50")[1].save_steps) == ("steps", 50)
     assert settled("--save-steps=50", "--save-strategy=no")[1].save_strategy == "no"
     best = ["--load-best-model-at-end", "--eval-strategy=steps", "--eval-steps=50"]

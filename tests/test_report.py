@@ -19,6 +19,7 @@ from powerbert_hf.changes import find_changes
 from powerbert_hf.charts import Curve, draw_configuration, draw_curves, draw_sweep
 from powerbert_hf.cost import predicted_speedup
 from powerbert_hf.data import prepare_data
+from powerbert_hf.drawing import Canvas, save_picture
 from powerbert_hf.pages import run_curves, run_page, sweep_page
 from powerbert_hf.predict import logits_of
 from powerbert_hf.report import beaten_by, format_report, format_sweep, read_run
@@ -286,3 +287,19 @@ def test_masses_and_speed_up_reach_the_trackers_as_scalars(host, rows, own_token
     reached = predicted_speedup(soft.config, torch.tensor(lengths))
     assert steps[-1]["predicted_speedup"] == pytest.approx(reached, rel=0.15)
     assert steps[-1]["predicted_speedup"] >= steps[0]["predicted_speedup"]
+
+
+def test_a_png_is_whole_or_not_there(tmp_path, monkeypatch):
+    pytest.importorskip("resvg_py")
+    canvas, picture = Canvas(10, 10, "nothing"), tmp_path / "a.png"
+    save_picture(canvas, str(picture))
+    whole = picture.read_bytes()
+    assert whole.startswith(b"\x89PNG")
+
+    def fail(_):
+        raise OSError("no room")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="no room"):
+        save_picture(canvas, str(picture))
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [whole]

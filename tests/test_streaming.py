@@ -48,7 +48,7 @@ def test_of_a_streamed_training_split_the_first_rows_are_read_to_measure_and_all
 ):
     read = []
     monkeypatch.setattr(data, "prepare_data", lambda train, *more, **named: read.append(len(train)))
-    monkeypatch.setattr(data, "_TUNING_ROWS", 5)
+    monkeypatch.setattr(data, "_LOOKED_AT", 5)
     for measure_only in (True, False):
         data.load_data(options, str(tmp_path / "model"), measure_only=measure_only)
     assert read == [5, len(rows)]

@@ -42,11 +42,16 @@ class Agreement:
 
 @torch.inference_mode()
 def logits(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
-    """One pass: (inputs, labels)."""
+    """(inputs, labels) of all batches, once the device has computed them."""
     parts = [model(**batch).logits for batch in batches]
-    if parts[0].device.type != "cpu":
-        torch.accelerator.synchronize()
+    synchronize(parts[0].device)
     return torch.cat(parts)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what an accelerator has yet to compute; a CPU has computed all."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def predicts_number(config: Any) -> bool:
@@ -115,10 +120,10 @@ def log_probabilities(logits: Tensor, problem_type: str | None) -> Tensor:
 def same_retention_after(model: PreTrainedModel) -> Iterator[None]:
     """Whatever configuration is set meanwhile, afterwards the model has its own again, one that is off too.
 
-    So has it the retention weights that it may have learned.
+    Retention weights that it has learned are put back, too.
 
     Args:
-        model: of this package, not in soft mode.
+        model: of this package, in hard mode or off.
     """
     before = {name: getattr(model.config, name) for name in RETENTION_FIELDS}
     learned = model.retention_weights

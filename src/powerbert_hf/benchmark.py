@@ -148,7 +148,7 @@ def hardware(device: torch.device | None = None) -> dict[str, Any]:
         device = torch.accelerator.current_accelerator()
     accelerator = "none" if device is None or device.type == "cpu" else device.type
     if accelerator == "cuda":
-        accelerator = torch.cuda.get_device_name()
+        accelerator = torch.cuda.get_device_name(device)
     return {
         # What is fast in which dtype hangs on this more than on the name.
         "processor": f"{processor}, {torch.backends.cpu.get_cpu_capability()}",

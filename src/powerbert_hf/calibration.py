@@ -97,7 +97,7 @@ def agreement_bound(agreed: int, tested: int) -> float:
 
 
 def texts_needed(agreement: float) -> int:
-    """The fewest texts that can show an agreement: on some they are searched, see [`divide`], no other may change.
+    """The fewest texts that can show an agreement, see [`divide`]: some to search on; of the others none may change.
 
     Args:
         agreement: in (0, 1).

@@ -196,7 +196,7 @@ def data_of(report: dict[str, Any]) -> dict[str, Any]:
 def _reported_on(report: dict[str, Any]) -> dict[str, Any]:
     """The same of the split that is reported: a file of one's own is no part of a data set that was trained on."""
     data = report["data"]
-    if data["dataset"] is None or data.get("eval_file") is None:
+    if data.get("eval_file") is None:
         return data_of(report)
     return {"id": None, "config": None, "name": Path(data["eval_file"]).name, "split": None}
 

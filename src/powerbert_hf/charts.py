@@ -65,7 +65,7 @@ class Curve:
     y: Sequence[float]
 
 
-def draw_curves(curves: Sequence[Curve], title: str, x_name: str, y_name: str, from_zero: bool = True) -> Canvas:
+def draw_curves(curves: Sequence[Curve], title: str, x_name: str, y_name: str) -> Canvas:
     """Lines over one axis, each with its name at its end.
 
     Args:
@@ -73,16 +73,14 @@ def draw_curves(curves: Sequence[Curve], title: str, x_name: str, y_name: str, f
         title: what it shows, for those who cannot see it.
         x_name: of the horizontal axis.
         y_name: of the vertical axis.
-        from_zero: whether that begins at 0.
     """
     right, line_height = 100.0, 14.0
     # Room for all names.
     height = max(250.0, 44 + line_height * (len(curves) + 1))
     canvas = Canvas(_WIDTH, height, title)
     values = [value for curve in curves for value in curve.y]
-    lowest = 0.0 if from_zero else min(values)
     across = (min(value for curve in curves for value in curve.x), max(value for curve in curves for value in curve.x))
-    x_at, y_at = _axes(canvas, across, (lowest, max(values)), x_name, y_name, right, height)
+    x_at, y_at = _axes(canvas, across, (0.0, max(values)), x_name, y_name, right, height)
     ends = _apart([y_at(curve.y[-1]) for curve in curves], line_height, height - 44)
     for colour, curve, end in zip(ramp(len(curves)), curves, ends, strict=True):
         points = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in zip(curve.x, curve.y, strict=True))

@@ -28,7 +28,7 @@ _CLASSIFIERS: dict[str, type[PreTrainedModel]] = {
     "albert": PoWERAlbertForSequenceClassification,
     "poweralbert": PoWERAlbertForSequenceClassification,
 }
-_REMEDY = "check its name or folder, or fetch it again"
+FETCH_AGAIN = "check its name or folder, or fetch it again"
 # Of the files of a model: its weights, and what they and its tokenizer need.
 _WEIGHTS = ("safetensors", "bin")
 _ENDINGS = (*_WEIGHTS, "json", "txt", "model")
@@ -111,13 +111,13 @@ def load_config(model: str | Path) -> PreTrainedConfig:
     Raises:
         ValueError: for any other architecture, or for a configuration that cannot be read or run.
     """
-    with reading(f"The configuration of {model}", _REMEDY):
+    with reading(f"The configuration of {model}", FETCH_AGAIN):
         # Not by `AutoConfig`: it would ask whether to trust the code of an architecture that is of no use here.
         fields = PreTrainedConfig.get_config_dict(model)[0]
         found = fields.get("model_type")
     if found is None:
         final = Path(model, "final")
-        remedy = f"did you mean {final}?" if (final / CONFIG_NAME).is_file() else f"{_REMEDY}."
+        remedy = f"did you mean {final}?" if (final / CONFIG_NAME).is_file() else f"{FETCH_AGAIN}."
         raise ValueError(f"A model must have a `config.json` with a `model_type`, got none in {model}; {remedy}")
     _class_for(found, model)
     labels = fields.get("num_labels", 2)
@@ -125,7 +125,7 @@ def load_config(model: str | Path) -> PreTrainedConfig:
         raise ValueError(
             f"A model must have at most {_MOST_LABELS:,} labels, got `num_labels` {labels} in {model}; correct it."
         )
-    with reading(f"The configuration of {model}", _REMEDY):
+    with reading(f"The configuration of {model}", FETCH_AGAIN):
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     if config.id2label and set(config.id2label) != set(range(config.num_labels)):
         raise ValueError(
@@ -145,7 +145,7 @@ def load_tokenizer(model: str | Path, config: PreTrainedConfig) -> PreTrainedTok
     Raises:
         ValueError: where there is none, or one that this model or a batch cannot do with.
     """
-    with reading(f"The tokenizer of {model}", _REMEDY):
+    with reading(f"The tokenizer of {model}", FETCH_AGAIN):
         try:
             tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         except ValueError as error:
@@ -213,7 +213,7 @@ def load_classifier(
         weights = {name: w for name, w in model.state_dict().items() if w.shape == wanted.get(name)}
         missing = set(loaded.load_state_dict(weights, strict=False).missing_keys)
     else:
-        with reading(f"The checkpoint {model}", _REMEDY):
+        with reading(f"The checkpoint {model}", FETCH_AGAIN):
             _check_size(model, ours, planned)
             loaded, info = ours.from_pretrained(
                 model, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **fields
@@ -237,7 +237,7 @@ def load_classifier(
         raise ValueError(
             f"The model must have a trained classification head, got none in {model}; fine-tune it first."
         )
-    # Whoever has a tuple must count in it.
+    # What reads outputs here does so by name; a tuple has none.
     loaded.config.return_dict = True
     return loaded
 

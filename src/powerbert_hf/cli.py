@@ -370,6 +370,7 @@ def _report(argv: list[str]) -> None:
     if output.suffix.lower() != ".html":
         raise ValueError(f"A report must end in .html, got {output}; choose another name.")
     if not any(Path(options.run, name).is_file() for name in ("report.json", "sweep.json")):
+        # It says what the folder lacks.
         read_json(Path(options.run, "report.json"))
     check_new(output, options.overwrite)
     _quiet_datasets()
@@ -439,6 +440,8 @@ def _demo(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     folder = Path(options.output_dir)
+    # The working folder has a name only in full.
+    folder = folder if folder.name else folder.absolute()
     inputs = make_demo(folder.with_name(f"{folder.name}-inputs"), options.seed)
     training = [f"--output-dir={folder}", f"--seed={options.seed}", *inputs]
     _say(f"powerbert train {' '.join(training)}")

@@ -10,7 +10,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AlbertConfig, BertConfig, PreTrainedConfig
 
 from .retention import RetentionMode, RetentionSoftExtract, check_retention_config
-from .retention_file import read_retention
+from .retention_file import read_retention, shape_of
 
 # What a retention configuration has to fit.
 _SIZES = ("num_hidden_layers", "inner_group_num", "max_position_embeddings")
@@ -79,7 +79,7 @@ class RetentionConfig(PreTrainedConfig):
     @property
     def num_encoders(self) -> int:
         """L: how many times a word-vector goes through an encoder (ALBERT repeats its inner group)."""
-        return self.num_hidden_layers * getattr(self, "inner_group_num", 1)
+        return shape_of(self)[1]
 
     def validate_retention(self) -> None:
         """Check the fields together; strict configurations also run this when they are saved.

@@ -4,7 +4,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from datasets import (
 )
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
-from .checkpoint import hub_id, load_config, load_tokenizer, reading
+from .checkpoint import FETCH_AGAIN, hub_id, load_config, load_tokenizer, reading
 from .labels import flat, named_labels, read_labels, some_of, warn_of_doubtful
 from .tasks import METRICS, TASKS, ClassificationMetric, MultiLabelMetric, RegressionMetric, Task
 from .texts import check_texts, choose_columns, input_limit, read_file, read_folder, tell_cut, tokenize
@@ -33,8 +33,14 @@ logger = logging.getLogger(__name__)
 
 # The tuning split: a tenth of the training rows, no more than these.
 _TUNING_ROWS = 2000
+# Rows of a stream that say what labels mean, where nobody trains on it.
+_LOOKED_AT = 2000
 # Rows of it that may be exchanged, where a tenth is less, so that it has a row of each class.
 _EXCHANGED = 3
+# How the files of a folder become splits.
+_BY_NAME = "name its files after their splits, as train.csv and test.csv, or pass `--train-file` and `--eval-file`"
+# Of the texts that are to tell how others are answered, more than this share should not be trained on.
+_SHARED = 0.05
 # What the split to report is called, the first of these that there is.
 _REPORTED = ("validation", "dev", "val", "valid", "eval", "test")
 
@@ -61,7 +67,8 @@ class TaskData:
         metric: the metric that counts.
         problem_type: as in a model's configuration.
         label_names: names by label number; empty for regression.
-        named_in_rows: the rows hold names, or numbers that are no places, not numbers that could be anybody's.
+        named_in_rows: the rows say which class they mean, by a name, or a number that is no place among the
+            classes.
         source: where the data came from, for the report.
         padded_to: word-pieces that all training inputs are padded to, as in the paper; `None` pads a batch to its
             longest.
@@ -179,7 +186,8 @@ def load_splits(
     if folder.is_file():
         option = "`--eval-file`" if measure_only else "`--train-file`, with an `--eval-file` to report on"
         raise ValueError(f"`--dataset` takes a Hub id or a folder, got the file {dataset}; pass it as {option}.")
-    with reading(f"The data set {dataset}", "check its name or folder, or fetch it again"):
+    of_train: list[Path] = []
+    with reading(f"The data set {dataset}", FETCH_AGAIN):
         if (folder / "state.json").is_file():
             if eval_file is None:
                 raise ValueError(
@@ -191,7 +199,7 @@ def load_splits(
             splits = datasets.load_from_disk(dataset).with_format(None)
         else:
             if folder.is_dir():
-                splits = read_folder(dataset, subset, streaming)
+                splits, of_train = read_folder(dataset, subset, streaming)
             else:
                 splits = datasets.load_dataset(dataset, subset, streaming=streaming)
     if not isinstance(splits, DatasetDict | IterableDatasetDict) or not (measure_only or "train" in splits):
@@ -200,6 +208,11 @@ def load_splits(
     if streaming and isinstance(train, Dataset):
         train = train.to_iterable_dataset()
     if eval_file is not None:
+        if Path(eval_file).resolve() in of_train:
+            raise ValueError(
+                f"`--eval-file` must hold other rows than those trained on, got {eval_file}, one of the "
+                f"{len(of_train)} files that make up the split `train` of {dataset}; {_BY_NAME}."
+            )
         return train, read_file(eval_file)
     for name in dict.fromkeys([task.eval_split if task else "validation", *_REPORTED]):
         if name in splits:
@@ -210,7 +223,8 @@ def load_splits(
                 # `train_test_split` leaves on both parts what the whole was called.
                 held_out = concatenate_datasets([held_out], split=NamedSplit(name))
             return train, held_out
-    raise ValueError(f"Data set {dataset!r} has no split to report on, got {list(splits)}; pass `--eval-file`.")
+    remedy = _BY_NAME if of_train else "pass `--eval-file`"
+    raise ValueError(f"Data set {dataset!r} has no split to report on, got {list(splits)}; {remedy}.")
 
 
 def prepare_data(
@@ -271,7 +285,9 @@ def prepare_data(
     limit = input_limit(tokenizer, config, len(texts), max_length, task.max_length if task else None)
     of_task = task.label_names if task else ()
     if fine_tuned or measure_only:
-        train, held_out = (named_by_task(split, columns[0], task, config) for split in (train, held_out))
+        alone = train is held_out
+        held_out = named_by_task(held_out, columns[0], task, config)
+        train = held_out if alone else named_by_task(train, columns[0], task, config)
         unnamed = of_task if len(of_task) == config.num_labels else named_labels(config, place_holders=True)
         expected, as_places = named_labels(config) or unnamed, True
     else:
@@ -289,30 +305,25 @@ def prepare_data(
         raise ValueError(f"`--metric` must be one of {', '.join(known)} for these labels, got {metric!r}.")
     if metric == "f1" and len(names) == 2 and not of_task:
         logger.info("f1 is that of the label %r", names[1])
-    drawn = np.random.default_rng(seed).permutation(len(held_out))[:max_eval_samples]
-    wanted = [(held_out, eval_labels, drawn)]
-    if not measure_only:
-        if len(train) < 2:
-            raise ValueError("The training split must hold at least 2 rows, one of them to tune on, got 1; add more.")
-        tuning_rows = max(1, min(_TUNING_ROWS, min(len(train), max_train_samples or len(train)) // 10))
-        drawn = np.random.default_rng(seed).permutation(len(train))
-        drawn = drawn[: tuning_rows + (max_train_samples or len(train))]
-        if problem_type == "single_label_classification":
-            drawn = _with_each_class(drawn, np.asarray(train_labels), tuning_rows)
-        tune, rest = drawn[:tuning_rows], drawn[tuning_rows:]
-        wanted = [(train, train_labels, rest), (train, train_labels, tune), *wanted]
-    splits = []
-    for split, labels, drawn in wanted:
-        rows = np.sort(drawn)
-        numbers = [labels[row] for row in rows]
-        splits.append(tokenize(split.select(rows), texts, numbers, tokenizer, limit, num_proc))
-    trained_on, tuned_on, reported = splits * 3 if measure_only else splits
-    if not measure_only:
+
+    def inputs(split: Dataset, labels: Sequence[Any], rows: np.ndarray) -> Dataset:
+        return tokenize(split.select(rows), texts, [labels[row] for row in rows], tokenizer, limit, num_proc)
+
+    reported_rows = np.sort(np.random.default_rng(seed).permutation(len(held_out))[:max_eval_samples])
+    if measure_only:
+        trained_on = tuned_on = reported = inputs(held_out, eval_labels, reported_rows)
+        splits = [reported]
+    else:
+        rest, tune = _draw(train_labels, problem_type, max_train_samples, seed)
+        trained_on, tuned_on = (inputs(train, train_labels, np.sort(rows)) for rows in (rest, tune))
+        reported = inputs(held_out, eval_labels, reported_rows)
+        splits = [trained_on, tuned_on, reported]
         logger.info(
             "%s; %d rows to train on, %d to choose by, %d to report on",
             f"{len(names)} classes ({some_of(names)})" if names else "labels are numbers: a regression",
             *map(len, splits),
         )
+        _warn_of_shared(trained_on, {"choose by": tuned_on, "report on": reported})
     cut = sum(length == limit for split in splits for length in split["length"])
     tell_cut(cut, sum(map(len, splits)), limit)
     by_length = np.argsort(reported["length"], kind="stable")
@@ -320,7 +331,7 @@ def prepare_data(
         train=trained_on,
         tune=tuned_on,
         eval=reported.select(by_length),
-        eval_texts=held_out.select_columns(texts).select(np.sort(wanted[-1][2])[by_length]),
+        eval_texts=held_out.select_columns(texts).select(reported_rows[by_length]),
         tokenizer=tokenizer,
         metric=metric,
         problem_type=problem_type,
@@ -359,6 +370,39 @@ def named_by_task(split: Dataset, column: str, task: Task | None, config: Any) -
     if not isinstance(feature, Value) or not feature.dtype.startswith(("int", "uint")):
         return split
     return split.cast_column(column, ClassLabel(names=list(names)))
+
+
+def _warn_of_shared(trained_on: Dataset, others: Mapping[str, Dataset]) -> None:
+    """Say of splits, by what they are for, that they hold copies of what is trained on."""
+    wanted = {tuple(ids) for split in others.values() for ids in split["input_ids"]}
+    seen = {key for batch in trained_on.iter(1000) for key in map(tuple, batch["input_ids"]) if key in wanted}
+    for purpose, split in others.items():
+        shared = sum(tuple(ids) in seen for ids in split["input_ids"])
+        if shared > _SHARED * len(split):
+            logger.warning(
+                "%d of the %d texts to %s are trained on, too: of other texts they tell little; drop the copies",
+                shared,
+                len(split),
+                purpose,
+            )
+
+
+def _draw(
+    labels: Sequence[Any], problem_type: str, max_samples: int | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a training split to train on, and rows of it to tune on.
+
+    Raises:
+        ValueError: where there is only one.
+    """
+    if len(labels) < 2:
+        raise ValueError("The training split must hold at least 2 rows, one of them to tune on, got 1; add more.")
+    wanted = max_samples or len(labels)
+    tuning_rows = max(1, min(_TUNING_ROWS, min(len(labels), wanted) // 10))
+    drawn = np.random.default_rng(seed).permutation(len(labels))[: tuning_rows + wanted]
+    if problem_type == "single_label_classification":
+        drawn = _with_each_class(drawn, np.asarray(labels), tuning_rows)
+    return drawn[tuning_rows:], drawn[:tuning_rows]
 
 
 def _with_each_class(drawn: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
@@ -422,14 +466,27 @@ def load_data(
     files = (options.dataset, options.subset, options.train_file, options.eval_file)
     train, held_out = load_splits(*files, task, measure_only and options.streaming, measure_only)
     if isinstance(train, IterableDataset):
-        # Nobody trains on it here, and its first rows tell what labels mean.
-        train = Dataset.from_list(list(train.take(_TUNING_ROWS)), features=train.features)
+        train = Dataset.from_list(list(train.take(_LOOKED_AT)), features=train.features)
+    return prepare_for(options, model, config, train, held_out, seed, measure_only, fine_tuned)
+
+
+def prepare_for(
+    options: Any,
+    model: str,
+    config: Any,
+    train: Dataset | None,
+    held_out: Dataset,
+    seed: int,
+    measure_only: bool = False,
+    fine_tuned: bool = False,
+) -> TaskData:
+    """[`prepare_data`] as an `arguments.DataArguments` says it, with the tokenizer of the model."""
     return prepare_data(
         train,
         held_out,
         load_tokenizer(model, config),
         config,
-        task,
+        TASKS[options.task] if options.task else None,
         options.text_columns,
         options.label_column,
         options.max_length,

@@ -111,13 +111,13 @@ def save_picture(canvas: Canvas, path: str) -> None:
         path: its ending is the format.
     """
     check_picture(path)
-    if path.lower().endswith(".png"):
-        from resvg_py import svg_to_bytes
-
-        Path(path).write_bytes(bytes(svg_to_bytes(svg_string=canvas.file(), zoom=2)))
-        return
     with whole_file(Path(path)) as file:
-        file.write(canvas.file())
+        if path.lower().endswith(".png"):
+            from resvg_py import svg_to_bytes
+
+            file.buffer.write(bytes(svg_to_bytes(svg_string=canvas.file(), zoom=2)))
+        else:
+            file.write(canvas.file())
 
 
 def draw_explanation(explanation: Explanation) -> Canvas:
@@ -148,19 +148,19 @@ def draw_explanation(explanation: Explanation) -> Canvas:
             canvas.text(left - 12, base + 17, str(len(kept)), "soft", font_size=12, text_anchor="end")
             strength = attention_share(explanation, row - 1) if row else {}
             for word, x, width in block:
-                self_left = what_is_left(word, kept)
+                shown_text = what_is_left(word, kept)
                 middle = x + width / 2
-                if not self_left:
+                if not shown_text:
                     canvas.text(middle, base + 18, GONE, "faint", font_size=18, text_anchor="middle")
                     continue
-                share = max((strength.get(position, 0.0) for position in word.positions), default=0.0)
+                share = max(strength.get(position, 0.0) for position in word.positions)
                 if row:
                     box = {"x": x, "y": base + 1, "width": width, "height": height - 3, "rx": 4.0}
                     canvas.add("rect", "tint", fill_opacity=0.08 + 0.42 * share, **box)
                 canvas.text(
                     middle,
                     base + 17,
-                    shortened(self_left),
+                    shortened(shown_text),
                     "ink",
                     font_size=_SIZE,
                     text_anchor="middle",

@@ -8,6 +8,7 @@ share one layer over all depths.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -121,6 +122,20 @@ class RetentionEncoderMixin:
         """The L encoders in order; ALBERT's is the same module again and again."""
         raise NotImplementedError
 
+    def _ruled(self, rules: Iterator[Rule]) -> Iterable[tuple[nn.Module, Rule]]:
+        """Each encoder with its rule; in off mode upstream takes as many as there are, too.
+
+        Raises:
+            ValueError: for another number of encoders than the configuration's.
+        """
+        encoders, wanted = list(self.encoders()), self.config.num_encoders
+        if self.config.active_retention_mode != "off" and len(encoders) != wanted:
+            raise ValueError(
+                f"A model must have as many encoders as its configuration says, {wanted}, got {len(encoders)}; set "
+                "`config.num_hidden_layers`, and the retention configuration anew."
+            )
+        return zip(encoders, rules, strict=False)
+
     def rules(
         self,
         mode: RetentionMode,
@@ -153,11 +168,11 @@ class RetentionEncoderMixin:
             # Whoever sets a field of the configuration is told here what `set_retention` would have said.
             self.config.validate_retention()
         how = self.config.retention_soft_extract
+        if mode == "off":
+            yield from repeat(None)
         previous, left = None, width
         for encoder in range(self.config.num_encoders):
-            if mode == "off":
-                yield None
-            elif cls_only and encoder == last:
+            if cls_only and encoder == last:
                 yield Extract(1, None, not all_queries)
             elif mode == "soft" and weights is not None and lengths is not None:
                 rank_weights = soft_extract_weights(weights[encoder], lengths, width, unit, how)
@@ -198,30 +213,15 @@ class RetentionEncoderMixin:
         Raises:
             ValueError: for a mask that is not (B, T), or for soft mode without retention weights.
         """
-        batch_size, width = hidden_states.shape[:2]
+        width = hidden_states.shape[1]
         mode = self.config.active_retention_mode
         mask, lengths, positions = attention_mask, None, None
         if mode != "off" or output_kept_positions:
-            if mask is not None and mask.shape != (batch_size, width):
-                raise ValueError(
-                    f"`attention_mask` must have shape (batch, length), here {(batch_size, width)}, to eliminate "
-                    f"word-vectors, got {tuple(mask.shape)}; pass the tokenizer's mask."
-                )
+            mask, lengths = self._real(hidden_states, attention_mask, mode)
+        if output_kept_positions:
+            positions = torch.arange(width, device=hidden_states.device).expand(hidden_states.shape[0], -1)
             if mask is not None:
-                mask = mask.to(hidden_states.device, torch.bool)
-                if not is_tracing(mask) and mask.all():
-                    mask = None
-            elif is_tracing():
-                mask = torch.ones(batch_size, width, dtype=torch.bool, device=hidden_states.device)
-            if mask is not None:
-                # Position 0 stays whatever its mask says, so it counts.
-                lengths = mask.sum(dim=1) + ~mask[:, 0]
-            elif mode == "soft":
-                lengths = torch.full((batch_size,), width, device=hidden_states.device)
-            if output_kept_positions:
-                positions = torch.arange(width, device=hidden_states.device).expand(batch_size, -1)
-                if mask is not None:
-                    positions = positions.where(mask | (positions == 0), -1)
+                positions = positions.where(mask | (positions == 0), -1)
         if mask is not None and mode == "hard" and torch.compiler.is_exporting():
             # torch asks of every size whether it is 1, and ties the graph to the answer. It is no for every length if
             # one more word-vector joins that is not real, and if two at least leave each encoder (see `rules`).
@@ -229,27 +229,12 @@ class RetentionEncoderMixin:
             hidden_states = nn.functional.pad(hidden_states, (0, 0, 0, 1))
             positions = None if positions is None else nn.functional.pad(positions, (0, 1), value=-1)
 
-        weights: Tensor | None = self.retention_weights if mode == "soft" else None
-        penalty = None
-        if weights is not None:
-            # In float32 whatever the model was cast to, and no leaf, so that the gradients of a forward meet in it.
-            weights = weights.float().view_as(weights)
-            hide = self.config.retention_soft_extract == "hide"
-            if hide:
-                self._check_attention()
-            published = self.config.retention_soft_extract == "published"
-            learned = weights if published or not cls_only else weights[:-1]
-            # To learn from: a batched pipeline shares out whatever else is in an output among its rows.
-            if torch.is_grad_enabled():
-                penalty = retention_penalty(retention_mass(learned))
-                if self.training and penalty.requires_grad and not is_tracing():
-                    warn_if_left_out(penalty, weights)
-
+        weights, penalty = self._learned(cls_only) if mode == "soft" else (None, None)
         kept, kept_positions = Kept(mask, positions, wanted=wanted_significance), []
         all_queries = kwargs.get("output_attentions", self.config.output_attentions)
         rules = self.rules(mode, weights, lengths, width, cls_only, all_queries)
         backend_mask = mask_made_for = None
-        for encoder, rule in zip(self.encoders(), rules, strict=True):
+        for encoder, rule in self._ruled(rules):
             queried = hidden_states[:, :1] if isinstance(rule, Extract) and rule.cls_only else hidden_states
             if mask_made_for is not kept or queried is not hidden_states:
                 if kept.weights is None:
@@ -283,6 +268,48 @@ class RetentionEncoderMixin:
             retention_penalty=penalty,
             ranking_divergence=torch.stack(kept.apart).mean() if kept.apart else None,
         )
+
+    def _real(
+        self, hidden_states: Tensor, mask: Tensor | None, mode: RetentionMode
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The mask (B, T) that eliminates, `None` if all are real, and the lengths (B,); see [`rules`].
+
+        Raises:
+            ValueError: for a mask that is not (B, T).
+        """
+        batch_size, width = hidden_states.shape[:2]
+        if mask is not None and mask.shape != (batch_size, width):
+            raise ValueError(
+                f"`attention_mask` must have shape (batch, length), here {(batch_size, width)}, to eliminate "
+                f"word-vectors, got {tuple(mask.shape)}; pass the tokenizer's mask."
+            )
+        if mask is not None:
+            mask = mask.to(hidden_states.device, torch.bool)
+            if not is_tracing(mask) and mask.all():
+                mask = None
+        elif is_tracing():
+            mask = torch.ones(batch_size, width, dtype=torch.bool, device=hidden_states.device)
+        if mask is not None:
+            # Position 0 stays whatever its mask says, so it counts.
+            return mask, mask.sum(dim=1) + ~mask[:, 0]
+        return None, torch.full((batch_size,), width, device=hidden_states.device) if mode == "soft" else None
+
+    def _learned(self, cls_only: bool) -> tuple[Tensor | None, Tensor | None]:
+        """`r` (L, R) in soft mode, and its penalty where there is something to learn from."""
+        if self.retention_weights is None:
+            return None, None
+        # In float32 whatever the model was cast to, and no leaf, so that the gradients of a forward meet in it.
+        weights = self.retention_weights.float().view_as(self.retention_weights)
+        if self.config.retention_soft_extract == "hide":
+            self._check_attention()
+        # A batched pipeline shares out whatever else is in an output among its rows.
+        if not torch.is_grad_enabled():
+            return weights, None
+        published = self.config.retention_soft_extract == "published"
+        penalty = retention_penalty(retention_mass(weights if published or not cls_only else weights[:-1]))
+        if self.training and penalty.requires_grad and not is_tracing():
+            warn_if_left_out(penalty, weights)
+        return weights, penalty
 
     def _check_reentrant(self, encoder: nn.Module, entered: Tensor, kept: Kept, ranked: bool) -> None:
         """Refuse what an encoder leaves besides its hidden states without a gradient, unless nobody wants one."""
@@ -319,6 +346,6 @@ class RetentionEncoderMixin:
         width = packed.lengths[-1]
         lengths = None if packed.lengths[0] == width else torch.tensor(packed.lengths)
         rules = self.rules(self.config.active_retention_mode, None, lengths, width, cls_only=True)
-        for encoder, rule in zip(self.encoders(), rules, strict=True):
+        for encoder, rule in self._ruled(rules):
             hidden_states, packed = encoder(hidden_states, None, packed, rule)
         return hidden_states[0, packed.starts()][:, None]

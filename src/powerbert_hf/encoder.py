@@ -40,12 +40,15 @@ class Kept(NamedTuple):
     apart: tuple[Tensor, ...] = ()
     """How far from that the encoders so far have ranked, a scalar for each that did."""
 
-    def divergence(self, received: Tensor) -> Tensor:
+    def divergence(self, received: Tensor) -> Tensor | None:
         """How far the significance (B, T) of an encoder is from what is wanted, see `retention.ranking_divergence`.
+
+        `None` where nothing is wanted.
 
         [CLS] stays whatever its rank, so it does not count, and nor do word-vectors of which nothing is left.
         """
-        assert self.wanted is not None
+        if self.wanted is None:
+            return None
         counted = torch.arange(received.shape[1], device=received.device).expand(received.shape) > 0
         if self.mask is not None:
             counted = counted & self.mask
@@ -192,8 +195,7 @@ class RankingAttentionMixin:
                     received = attention_received(weights, kept.mask, left)
                 else:
                     received = significance(query, key, kept.mask, self.scaling, left)
-            apart = None if kept.wanted is None else kept.divergence(received)
-            ranking = Ranking(rank(received.detach(), kept.mask), apart)
+            ranking = Ranking(rank(received.detach(), kept.mask), kept.divergence(received))
         return context.reshape(*queried.shape[:-1], -1).contiguous(), weights, ranking
 
     def significance_of(self, hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:

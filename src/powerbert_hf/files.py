@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 # How torch says that a file could not be written: an error of no family of its own.
 _TORCH_WRITER = re.compile("PytorchStreamWriter|inline_container|file write failed")
-# In a folder that is there before it is filled, what it will hold.
+# Where a folder is there already, the subfolder that is filled first.
 _UNFINISHED = ".partial"
 
 

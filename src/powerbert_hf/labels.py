@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 # Classes that a message lists.
 _SHOWN = 5
-# Share of the rows from which on so many classes are hardly classes.
+# More classes than this share of the rows are hardly classes.
 _MANY = 0.2
-# Share of the classes from which on they seem to be numbers, some mistyped; such as 3,5.
+# Where more than this share of the classes are numbers, the others may be mistyped ones, such as 3,5.
 _MOST = 0.9
 _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?(e[+-]?\d+)?", re.IGNORECASE)
 # Numbers that a mean squared error makes hard to learn.
@@ -103,6 +103,11 @@ def read_labels(
             raise ValueError(
                 f"{where} must hold labels in the reported split, got -1 in all of its rows, which is how GLUE hides "
                 "them; pass an `--eval-file` that has them."
+            )
+        if whole and not measure_only and len(set(training)) == 1 < len(training):
+            raise ValueError(
+                f"{where} must hold numbers that differ, got {training[0]:g} in all rows of the training split; name "
+                "another `--label-column`, or add rows."
             )
         if whole and all(value.is_integer() for value in training):
             logger.info("%s holds floats: a regression. Written as whole numbers, they are classes", where)
@@ -204,16 +209,20 @@ def _label_values(rows: Dataset, columns: Sequence[str], split: str, feature: An
     if not values:
         raise ValueError(f"The {split} split is empty; pass a file with rows.")
     if without := [place for place, value in enumerate(values) if any(map(_is_missing, flat([value])))]:
-        hidden = any(map(_is_hidden, flat(values)))
-        if len(values) > 1 and all(map(_is_hidden, flat(values))):
+        hidden = [place for place in without if any(map(_is_hidden, flat([values[place]])))]
+        if len(without) == len(values) > 1:
+            got = "-1 in all of its rows, which is how GLUE hides them" if len(hidden) == len(values) else "none"
+            remedy = "an `--eval-file` that has them" if split == "reported" else "rows that have them"
+            raise ValueError(f"The {split} split must hold labels, got {got}; pass {remedy}.")
+        if hidden:
             raise ValueError(
-                f"The {split} split must hold labels, got -1 in all of its rows, which is how GLUE hides them; pass "
-                "an `--eval-file` that has them."
+                f"Every row needs a label, and -1 is how GLUE hides one, got {len(hidden)} of these in the {split} "
+                f"split, {said_rows(hidden)}; write the class -1 as a word, the numbers of a regression as floats, or "
+                "drop these rows."
             )
-        remedy = "drop these rows, or write the class -1 as a word" if hidden else "drop these rows"
         raise ValueError(
-            f"Every row needs a label, got {len(without)} without in the {split} split, {said_rows(without)}; "
-            f"{remedy}."
+            f"Every row needs a label, got {len(without)} without in the {split} split, {said_rows(without)}; drop "
+            "these rows."
         )
     # Numbers mean what their own split says, or else what the training split says; in several columns no or yes.
     own = rows.features[columns[0]]

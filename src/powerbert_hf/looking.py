@@ -24,7 +24,7 @@ from .report import Run, read_json, read_run
 from .run_folder import name_of
 from .survival import survival
 from .terminal import format_explanation, format_survival
-from .texts import read_texts
+from .texts import check_asked, read_texts
 
 # Columns of text where no terminal says how wide it is.
 _COLUMNS = 100
@@ -68,6 +68,7 @@ def inspect_model(options: InspectArguments, colour: bool = False) -> str | None
 
 def _look(options: InspectArguments) -> Any:
     """An `Explanation` of a text, or a `Survival` over a file."""
+    check_asked([], inputs=options.inputs, batch_size=options.batch_size)
     model = load_classifier(options.model, needs_head=True)
     tokenizer = load_tokenizer(options.model, model.config)
     if torch.accelerator.is_available():

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -28,21 +29,26 @@ from .varlen import takes_varlen
 # A single input has no padding, and as short as this nothing else to win by packing, in half precision.
 _SHORT = 128
 
-
 # Whose hooks take word-vectors without padding.
 _TAKE_PACKED = (capture_outputs.__module__, "powerbert_hf.profiling")
+# Whose modules act on each word-vector by itself, where they are not ours.
+_WHOSE = (__name__.partition(".")[0], "transformers", "torch", "peft")
 
 
 def _is_watched(*parts: Any) -> bool:
-    """Whether a module in these is to see padded inputs: by a hook, as of PEFT and Captum, or compiled by itself.
+    """Whether a module in these is to see padded inputs: by a hook, as of Captum, or as somebody's own.
 
-    A compiled one would be compiled anew for each list of lengths.
+    Or as one that was compiled by itself, which would be compiled anew for each list of lengths.
     """
+    if every_module._global_forward_hooks or every_module._global_forward_pre_hooks:
+        return True
     # Not `modules()`, which takes more than twice as long, and this is asked of every batch.
     modules = list(parts)
     while modules:
         module = modules.pop()
         if module._forward_pre_hooks or module._compiled_call_impl is not None or "_orig_mod" in module._modules:
+            return True
+        if "forward" in module.__dict__ or type(module).__module__.partition(".")[0] not in _WHOSE:
             return True
         hooks = module._forward_hooks
         if hooks and any(getattr(hook, "__module__", None) not in _TAKE_PACKED for hook in hooks.values()):
@@ -171,6 +177,8 @@ class RetentionModelMixin(PreTrainedModel):
         self, config: Sequence[int | float] | None, unit: str | None = None, length: int | None = None
     ) -> None:
         """Run with another retention configuration from now on, in hard mode, or with `None` as the stock model.
+
+        It is set in `config`, so a model that was built from the same object runs with it, too.
 
         Args:
             config: one entry per encoder, never increasing, or an array of them; `None` keeps all word-vectors.
@@ -309,10 +317,12 @@ class RetentionBaseModelMixin(RetentionModelMixin):
         # Any other implementation is one that the user means to have called.
         if self.config._attn_implementation not in ("eager", "sdpa"):
             return False
-        # What is packed goes past the encoder's own forward: a wrapper, or accelerate, may have put another there.
-        if not isinstance(self.encoder, RetentionEncoderMixin) or "forward" in vars(self.encoder):
+        # What is packed goes past the encoder's own forward: a wrapper may have put another there.
+        if not isinstance(self.encoder, RetentionEncoderMixin):
             return False
-        if _is_watched(self.embeddings, self.encoder):
+        # Where all word-vectors stay, a hook on the model itself, or another pooler, may read each of them.
+        off = self.config.active_retention_mode == "off"
+        if _is_watched(self) if off else _is_watched(self.embeddings, self.encoder):
             return False
         # Without a word-vector at position 0 there is no [CLS] to begin with.
         if attention_mask is not None and not (

@@ -142,7 +142,7 @@ def attend_all(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scale:
         mask = None if real is None else real[:, None, None, :]
         context = scaled_dot_product_attention(q, k, v, mask, scale=scale).transpose(1, 2)
         contexts.append(context.flatten(0, 1) if cls_only or real is None else context[real])
-    unread = len(query) - (len(query) if cls_only else sum(packed.lengths))
+    unread = 0 if cls_only else len(query) - sum(packed.lengths)
     return _joined(contexts, unread)
 
 

@@ -67,7 +67,6 @@ def run_page(
     """
     report = run.report
     fraction = report["retention_unit"] == "fraction"
-    entries = report["retention_config"]
     kept = report["word_vectors_kept"]
     names = {"fine_tuned": "fine-tuned, all word-vectors", "searched": "searched, not re-trained", "final": "final"}
     data, training = report["data"], report["training"]
@@ -79,9 +78,9 @@ def run_page(
         kept=sum(kept) / len(kept),
         steps=[(names[name], step) for name, step in run.steps.items()],
         curves=[(caption, _svg(picture)) for caption, picture in run_curves(run)],
-        configuration=_svg(draw_configuration(kept, entries if fraction else None, report["masses"])),
+        configuration=_configuration(report),
         marked=fraction,
-        entries=f"{'fractions' if fraction else 'words'}: {spell_entries(entries)}",
+        entries=f"{'fractions' if fraction else 'words'}: {spell_entries(report['retention_config'])}",
         speed=_speed(report, measured),
         speed_caption=f"A pass over {timing['inputs']:,} texts in batches of {timing['batch_size']}, "
         f"{timing['dtype']}, sorted by length unless it says otherwise; the stock model has SDPA attention. Speed-ups "
@@ -122,13 +121,15 @@ def run_curves(run: Run) -> list[tuple[str, Canvas]]:
         pictures.append(
             ("What each encoder keeps in the search", draw_curves(masses, "Masses in the search", "step", "mass"))
         )
-    for name, label in (("retention_penalty", "penalty"), ("predicted_speedup", "speed-up")):
-        curves = logged("searched", name, label)
-        if curves:
-            caption = {
-                "retention_penalty": "Penalty: the sum over encoders j of j times the mass",
-                "predicted_speedup": "Predicted speed-up of the configuration that the masses stand for",
-            }[name]
+    for name, label, caption in (
+        ("retention_penalty", "penalty", "Penalty: the sum over encoders j of j times the mass"),
+        (
+            "predicted_speedup",
+            "speed-up",
+            "Predicted speed-up of the configuration that the masses stand for",
+        ),
+    ):
+        if curves := logged("searched", name, label):
             pictures.append((caption, draw_curves(curves, caption, "step", label)))
     return pictures
 
@@ -146,21 +147,15 @@ def sweep_page(found: dict[str, Any]) -> str:
         found=found,
         picture=_svg(draw_sweep(found)),
         pareto=beaten_by(found),
-        configurations=[
-            (
-                run["training"]["speedup"],
-                _svg(
-                    draw_configuration(
-                        run["word_vectors_kept"],
-                        run["retention_config"] if run["retention_unit"] == "fraction" else None,
-                        run["masses"],
-                    )
-                ),
-            )
-            for run in found["runs"]
-        ],
+        configurations=[(run["training"]["speedup"], _configuration(run)) for run in found["runs"]],
         facts=_hardware(found["hardware"]).items(),
     )
+
+
+def _configuration(report: dict[str, Any]) -> Markup:
+    """The picture of what a run keeps, with its fractions as marks."""
+    fractions = report["retention_config"] if report["retention_unit"] == "fraction" else None
+    return _svg(draw_configuration(report["word_vectors_kept"], fractions, report["masses"]))
 
 
 def _page(template: str, title: str, **content: Any) -> str:

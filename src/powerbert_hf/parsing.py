@@ -44,6 +44,17 @@ _RANGES: dict[str, tuple[float, float, str]] = {
 }
 
 
+# What is typed for an option, and is not like it.
+_MEANT = {
+    "--batch-size": ("--per-device-train-batch-size", "--per-device-eval-batch-size"),
+    "--device": ("--use-cpu",),
+    "--group-by-length": ("--train-sampling-strategy",),
+    "--label": ("--label-column",),
+    "--labels": ("--label-column",),
+    "--lr": ("--learning-rate",),
+}
+
+
 def _parse_all(parser: Any, argv: Sequence[str]) -> list[Any]:
     """An instance of each of the parser's dataclasses.
 
@@ -54,8 +65,9 @@ def _parse_all(parser: Any, argv: Sequence[str]) -> list[Any]:
     if unknown:
         name = unknown[0].partition("=")[0].replace("_", "-")
         options = [option for action in parser._actions for option in action.option_strings if "_" not in option]
-        near = difflib.get_close_matches(name, options, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"`{parser.prog} --help` lists all."
+        near = [option for option in _MEANT.get(name, ()) if option in options]
+        near = near or difflib.get_close_matches(name, options, n=1)
+        remedy = f"did you mean {' or '.join(near)}?" if near else f"`{parser.prog} --help` lists all."
         raise ValueError(f"There is no option {name}; {remedy}")
     for one in parsed:
         # A shell ends the name of a folder with a slash, and that is no other folder.
@@ -180,9 +192,8 @@ def with_names(argv: Sequence[str], names: Sequence[str] = ("model",)) -> list[s
     # The name of an option has no blanks.
     leading = list(takewhile(lambda word: not re.match(r"--?\w\S*(=|$)", word), argv))
     if len(leading) > len(names):
-        raise ValueError(
-            f"{', '.join(names)} may be given without a name, got {len(leading)} words; put a text into quotes."
-        )
+        remedy = "put a text into quotes" if "text" in names else "put the name of an option before each other"
+        raise ValueError(f"{', '.join(names)} may be given without a name, got {len(leading)} words; {remedy}.")
     return [*(f"--{name}={word}" for name, word in zip(names, leading, strict=False)), *argv[len(leading) :]]
 
 
@@ -222,8 +233,8 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
         if SweepArguments in kinds and action.dest in ("speedup", "retention_lambda", "push_to_hub"):
             action.help = argparse.SUPPRESS
     defaults = {**_TRAINING_DEFAULTS, **(TASKS[task].hyperparameters if task else {})}
-    typed = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for option in ("--per-device-train-batch-size", "--save-steps"):
+    typed = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, **named)
+    for option in ("--output-dir", "--per-device-train-batch-size", "--save-steps"):
         typed.add_argument(option, option[:2] + option[2:].replace("-", "_"))
     said = vars(typed.parse_known_args(argv)[0])
     if "save_steps" in said:
@@ -231,8 +242,6 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
     # Upstream wants both to be said on a machine without an accelerator: the one for `--bf16`, the other not to warn.
     accelerated = torch.accelerator.is_available()
     parser.set_defaults(**defaults, task=task, use_cpu=not accelerated, dataloader_pin_memory=accelerated)
-    if require_output:
-        parser.set_defaults(output_dir=None)
     parsed = _parse_all(parser, argv)
     args = parsed[-1]
     if "per_device_train_batch_size" not in said:
@@ -240,7 +249,7 @@ def parse(command: str, argv: Sequence[str], kinds: list[type], require_output: 
         processes = 1 if args.accelerator_config.split_batches else args.world_size
         together = max(1, processes, args.n_gpu)
         args.per_device_train_batch_size = max(1, args.per_device_train_batch_size // together)
-    if require_output and args.output_dir in (None, "trainer_output"):
+    if require_output and "output_dir" not in said:
         raise ValueError("`--output-dir` must be given: it takes the three models and the report.")
     for name, (low, high, meaning) in _RANGES.items():
         value = getattr(args, name)

@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 from transformers.models.albert.modeling_albert import AlbertLayer
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
 
+from .agreement import synchronize
+
 
 @torch.inference_mode()
 def encoder_seconds(
@@ -48,8 +50,7 @@ def _one_pass(
     moments: list[float] = []
 
     def note(module: nn.Module, *_: object) -> None:
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(model.device)
         moments.append(clock())
 
     # What comes before the first encoder, and the encoders; ALBERT's is one module that is called again and again, so
@@ -79,12 +80,12 @@ def peak_memory(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> int:
     """
     model(**batch)
     if model.device.type == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+        synchronize(model.device)
+        before = torch.cuda.memory_allocated(model.device)
+        torch.cuda.reset_peak_memory_stats(model.device)
         model(**batch)
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        synchronize(model.device)
+        return torch.cuda.max_memory_allocated(model.device) - before
     # A process' resident memory never shrinks again, so it cannot compare two models; the allocations of each can.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         model(**batch)

@@ -30,7 +30,7 @@ from .trainer import PoWERTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-# Of a metric: more than two splits of the same kind mostly differ by.
+# Two splits of the same data rarely differ by more than this of a metric.
 _KNOWN_BY_HEART = 0.05
 # Texts that a measured speed-up is taken on, drawn evenly over the lengths of the reported split.
 _TIMED_INPUTS = 1024

@@ -27,7 +27,9 @@ def format_report(report: dict[str, Any], model_dir: Path) -> str:
     fraction = report["retention_unit"] == "fraction"
     config = spell_entries(report["retention_config"])
     kept = report["word_vectors_kept"]
-    timing = report["timing"]
+    timing, tuning, asked = report["timing"], report["tuning"], report["training"]["speedup"]
+    # With a lambda nothing is asked for.
+    wanted = "" if asked is None else f", {asked:g}x asked for"
     rows = [
         (f"{report['metric']}, all word-vectors", f"{report['base']:.4f}"),
         (f"{report['metric']}, final model", f"{report['final']:.4f}"),
@@ -40,27 +42,18 @@ def format_report(report: dict[str, Any], model_dir: Path) -> str:
             f"batches of {timing['batch_size']} sorted by length)",
         ),
         (
-            "reported on",
-            f"{report['data']['eval_rows']} rows of {report['mean_length']:.1f} word-pieces on average, seed "
-            f"{report['training']['seed']}",
-        ),
-        ("final model", str(model_dir)),
-    ]
-    tuning, asked = report["tuning"], report["training"]["speedup"]
-    # With a lambda nothing is asked for.
-    wanted = "" if asked is None else f", {asked:g}x asked for"
-    rows.insert(
-        -2,
-        (
             "on the tuning split",
             f"{tuning['predicted_speedup']:.2f}x predicted{wanted}; {report['metric']} {tuning['base']:.4f} before, "
             f"{tuning['final']:.4f} after",
         ),
-    )
+    ]
     if "tried" in report:
         lost = ", ".join(f"{one['drop']:.2f} points at {one['predicted_speedup']:.2f}x" for one in report["tried"])
         asked_for = f"at most {report['max_drop']:g} asked for, on {tuning['rows']:,} rows"
-        rows.insert(-2, ("lost there", f"{lost}; {asked_for}"))
+        rows.append(("lost there", f"{lost}; {asked_for}"))
+    reported = f"{report['data']['eval_rows']} rows of {report['mean_length']:.1f} word-pieces on average"
+    rows.append(("reported on", f"{reported}, seed {report['training']['seed']}"))
+    rows.append(("final model", str(model_dir)))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 

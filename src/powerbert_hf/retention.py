@@ -51,10 +51,10 @@ _ONE = 1 << 40
 # ceil(f * n) must not round up because a fraction such as 7/30 is not a binary number.
 _COUNT_SLACK = 1e-6
 _MASS_SLACK = 1e-4
-# Of a word-vector of which less is left, nothing is. A high score makes up for any weight but 0, and the gradient of a
-# weight can be a quarter of one over it.
+# A weight below this counts as 0: a high score could make up for any other, and the gradient of a weight can be a
+# quarter of one over it.
 _NOTHING_LEFT = 1e-4
-# Of which a logarithm is still a number, and one of which nothing is left but a number.
+# The least attention, so that its logarithm is finite; the logarithm of word-vectors that do not count: a share of 0.
 _NO_ATTENTION = 1e-9
 _NO_SHARE = -1e4
 # Further right than any position. A constant: not every exporter can multiply by a symbolic size.

@@ -43,16 +43,16 @@ from .retention import check_retention_config
 RETENTION_FILE = "retention.json"
 _VERSION = 1
 # What a member must be, where it is there.
-_KINDS: dict[str, tuple[type, ...]] = {
-    "backbone": (str,),
-    "encoders": (int,),
-    "retention_config": (list,),
-    "retention_unit": (str,),
-    "retention_length": (int,),
-    "base_model": (str,),
-    "task": (str,),
-    "metric": (dict,),
-    "speedup": (dict,),
+_KINDS: dict[str, type] = {
+    "backbone": str,
+    "encoders": int,
+    "retention_config": list,
+    "retention_unit": str,
+    "retention_length": int,
+    "base_model": str,
+    "task": str,
+    "metric": dict,
+    "speedup": dict,
 }
 # The same for what is in these two.
 _NUMBERS = {"metric": ("base", "final", "inputs", "bound"), "speedup": ("predicted", "measured")}
@@ -89,10 +89,10 @@ class RetentionFile:
     speedup: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for name, kinds in _KINDS.items():
+        for name, kind in _KINDS.items():
             value = getattr(self, name)
-            if (value is not None or name in _NEEDED) and type(value) not in kinds:
-                raise ValueError(f"`{name}` must be {' or '.join(kind.__name__ for kind in kinds)}, got {value!r}")
+            if (value is not None or name in _NEEDED) and type(value) is not kind:
+                raise ValueError(f"`{name}` must be {kind.__name__}, got {value!r}")
         for name, members in _NUMBERS.items():
             known = getattr(self, name) or {}
             for member in members:
@@ -120,8 +120,7 @@ class RetentionFile:
                 f"{mode!r}; find one with `powerbert train` or `powerbert calibrate`."
             )
         return cls(
-            config.upstream_model_type,
-            config.num_encoders,
+            *shape_of(config),
             list(config.retention_config),
             config.retention_unit,
             config.retention_length,
@@ -214,7 +213,9 @@ def _found(source: str, download: dict[str, Any]) -> Path:
         for path in files:
             if path.is_file():
                 return path
-        raise ValueError(f"the folder holds neither {' nor '.join(names)}")
+        final = Path(source, "final")
+        hint = f"; did you mean {final}?" if final.is_dir() else ""
+        raise ValueError(f"the folder holds neither {' nor '.join(names)}{hint}")
     repo, _, revision = source.partition("@")
     unknown: Exception | None = None
     for name in names:
@@ -245,7 +246,7 @@ def _parsed(content: Any) -> RetentionFile:
 
 def _of_model(content: Mapping[str, Any]) -> RetentionFile:
     config, kind = content.get("retention_config"), content["model_type"]
-    if config is None or not isinstance(config, list):
+    if not isinstance(config, list):
         raise ValueError(f"it is a model of type {kind!r} without a `retention_config`")
     mode = content.get("retention_mode")
     if mode in ("off", "soft"):

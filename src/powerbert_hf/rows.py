@@ -33,6 +33,8 @@ READER_OPTIONS: dict[str, dict[str, Any]] = {
     # forgotten where it reads a folder.
     "json": {"on_mixed_types": "refuse"},
 }
+# Columns that a message lists.
+_SHOWN = 30
 _CODE = re.compile(r"0\d+")
 _WHOLE = re.compile(r"[+-]?\d+")
 # What to do with a file that cannot be read.
@@ -79,13 +81,15 @@ def dataset_reader(path: str | Path, lines: bool = False) -> tuple[str, dict[str
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Names of columns as they can be typed.
+    """Names of columns as they can be typed, the first of them where there are many.
 
     Example:
         >>> join_names(["Title, short", "topic"])
         '"Title, short", topic'
     """
-    return ", ".join(f'"{name}"' if "," in name else name for name in names)
+    names = list(names)
+    shown = [f'"{name}"' if "," in name else name for name in names[:_SHOWN]]
+    return ", ".join([*shown, *([f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else [])])
 
 
 def said_rows(places: Sequence[int]) -> str:

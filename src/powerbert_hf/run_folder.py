@@ -188,9 +188,9 @@ def write_command(
     for place in range(1, len(shown)):
         if re.fullmatch(r"--\w*[-_]token", shown[place - 1]):
             shown[place] = "..."
+    record = {"typed": shown, "arguments": typed, "version": version, **(digests or {})}
     while True:
         try:
-            record = {"typed": shown, "arguments": typed, "version": version, **(digests or {})}
             return write_json(folder / "command.json", record)
         except InUse:
             # Another process of this very command is at it.

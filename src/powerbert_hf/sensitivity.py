@@ -17,7 +17,6 @@ leave over multiplies. Under this sum the best configuration for every cost is f
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +27,8 @@ from transformers import PreTrainedModel
 
 from .agreement import log_probabilities, logits, predicts_number, same_retention_after, unchanged
 from .benchmark import Features, make_batches
-from .cost import encoder_multiply_accumulates, predicted_speedup
+from .cost import multiply_accumulates_of, predicted_speedup
+from .retention import retention_count
 
 logger = logging.getLogger(__name__)
 
@@ -199,22 +199,15 @@ def _best(config: Any, curves: Sequence[np.ndarray], lengths: Tensor) -> list[_P
         curves: (L - 1, shares) `S(D_j)`, never falling with the place of the share.
         lengths: (N,) integers, real word-vectors of each input.
     """
-    sizes = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
+    counts = [retention_count(share, lengths, "fraction") for share in _SHARES]
+    one = torch.ones_like(lengths)
 
-    def costs(received: float, kept: float) -> list[int]:
-        # Of these three encoders the second receives and keeps what is asked for, and the last gets what it keeps.
-        three = SimpleNamespace(
-            active_retention_mode="hard",
-            num_encoders=3,
-            retention_config=[received, kept, kept],
-            retention_unit="fraction",
-            **sizes,
-        )
-        return encoder_multiply_accumulates(three, lengths).sum(dim=1).tolist()
+    def cost_of(received: Tensor, queried: Tensor, kept: Tensor) -> int:
+        return int(multiply_accumulates_of(config, received, queried, kept).sum())
 
     places = range(len(_SHARES))
-    cost = {(a, b): costs(_SHARES[a], _SHARES[b])[1] for a in places for b in places[a:]}
-    last = [costs(share, share)[2] for share in _SHARES]
+    cost = {(a, b): cost_of(counts[a], counts[a], counts[b]) for a in places for b in places[a:]}
+    last = [cost_of(count, one, one) for count in counts]
     resolution = _RESOLUTION * (len(curves) * cost[0, 0] + last[0])
     fronts = {0: [_Partial(0, 0.0, ())]}
     for curve in curves:

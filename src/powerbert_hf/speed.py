@@ -12,13 +12,15 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from .arguments import BenchmarkArguments
 from .benchmark import Features, Measurement, benchmark, hardware, make_batches
-from .checkpoint import load_classifier, load_config, load_tokenizer, reading
+from .checkpoint import FETCH_AGAIN, load_classifier, load_config, load_tokenizer, reading
+from .configuration_powerbert import RETENTION_FIELDS
 from .cost import encoder_multiply_accumulates, stock_encoder_multiply_accumulates
 from .drawing import check_picture
 from .files import check_new
 from .lengths import draw_lengths, random_features
 from .modeling_power import RetentionSequenceClassifierMixin
 from .profiling import encoder_seconds, peak_memory
+from .retention_file import shape_of
 from .texts import read_texts, tokenize_texts
 
 
@@ -109,7 +111,7 @@ def _is_config_only(model: str) -> bool:
 
 def _load_stock(name: str, seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
-    with reading(f"The model {name}", "check its name or folder, or fetch it again"):
+    with reading(f"The model {name}", FETCH_AGAIN):
         if _is_config_only(name):
             model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(name)).float()
         else:
@@ -131,14 +133,15 @@ def load_ours(options: BenchmarkArguments) -> tuple[PreTrainedModel, bool]:
     elif getattr(config, "retention_config", None) is None:
         raise ValueError(
             f"A benchmark needs a retention configuration, got none in {options.model}; pass the share that each of "
-            f"the {config.num_hidden_layers} encoders keeps of its word-vectors, such as `--retention-config 0.9 0.6 "
+            f"the {shape_of(config)[1]} encoders keeps of its word-vectors, such as `--retention-config 0.9 0.6 "
             "0.4` for three."
         )
     # Speed does not depend on what the weights are.
     torch.manual_seed(options.seed)
     if not _is_config_only(options.model):
         return load_classifier(options.model, **fields), True
-    return load_classifier(_load_stock(options.model, options.seed), **fields), False
+    own = {name: getattr(config, name) for name in RETENTION_FIELDS if hasattr(config, name)}
+    return load_classifier(_load_stock(options.model, options.seed), **{**own, **fields}), False
 
 
 def _inputs(

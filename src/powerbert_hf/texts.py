@@ -14,7 +14,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, Value
 
 from .checkpoint import reading
 from .rows import HEAD, READER_OPTIONS, REPAIR, check_table, dataset_reader, join_names, said_rows
@@ -45,14 +45,21 @@ def read_file(path: str, lines: bool = False, streaming: bool = False) -> Datase
     options |= check_table(path, HEAD if streaming else None)
     try:
         with reading(path, REPAIR):
-            return _load(reader, reader, streaming, {**options, "split": "train"})
+            rows = _load(reader, reader, streaming, {**options, "split": "train"})
     except ValueError as error:
         if "corresponds to no data" not in str(error):
             raise
         raise ValueError(f"{path} must hold rows, got none; pass a file with rows.") from error
+    features = rows.features if reader == "json" else None
+    if features and not any(isinstance(kind, Value) for kind in features.values()):
+        raise ValueError(
+            f"{path} must hold an object for each row, got one of columns; pandas writes such rows by "
+            '`to_json(path, orient="records", lines=True)`.'
+        )
+    return rows
 
 
-def read_folder(folder: str, subset: str | None = None, streaming: bool = False) -> Any:
+def read_folder(folder: str, subset: str | None = None, streaming: bool = False) -> tuple[Any, list[Path]]:
     """Read the splits of a folder, as `datasets` tells them apart, each file as [`read_file`] does.
 
     Args:
@@ -61,7 +68,7 @@ def read_folder(folder: str, subset: str | None = None, streaming: bool = False)
         streaming: see [`read_file`].
 
     Returns:
-        A `DatasetDict`, or an `IterableDatasetDict`.
+        A `DatasetDict`, or an `IterableDatasetDict`, and the files of its split `train`.
 
     Raises:
         ValueError: for a file that cannot be read, or a path that is a pattern.
@@ -77,7 +84,8 @@ def read_folder(folder: str, subset: str | None = None, streaming: bool = False)
         if separator == {".csv": ",", ".tsv": "\t"}.get(Path(path).suffix.lower(), ""):
             found = check_table(path, HEAD if streaming else None)
             options["converters"] = {**options.get("converters", {}), **found.get("converters", {})}
-    return _load(folder, builder.name, streaming, {**options, "name": subset})
+    of_train = [Path(path) for path in (builder.config.data_files or {}).get("train", [])]
+    return _load(folder, builder.name, streaming, {**options, "name": subset}), of_train
 
 
 def _load(source: str, reader: str, streaming: bool, options: dict[str, Any]) -> Any:
