@@ -473,6 +473,25 @@ def test_a_module_of_ones_own_inside_an_encoder_sees_padded_inputs(host, batch, 
     torch.testing.assert_close(answers, model(**batch).logits, atol=1e-5, rtol=0)
 
 
+class OwnLinear(nn.Linear):
+    pass
+
+
+def test_a_linear_layer_of_anybodys_takes_packed_word_vectors(host, batch, monkeypatch):
+    model = host.make(retention_config=[8, 5, 2])
+    calls = packed_calls(model, monkeypatch)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear:
+                own = OwnLinear(child.in_features, child.out_features)
+                own.load_state_dict(child.state_dict())
+                setattr(module, name, own)
+    with torch.no_grad():
+        answers = model(**batch).logits
+    assert len(calls) == 1
+    torch.testing.assert_close(answers, model(**batch).logits, atol=1e-5, rtol=0)
+
+
 class MeanPooler(nn.Module):
     def forward(self, hidden_states):
         return hidden_states.mean(dim=1)

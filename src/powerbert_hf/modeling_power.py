@@ -31,11 +31,11 @@ _SHORT = 128
 
 # Whose hooks take word-vectors without padding.
 _TAKE_PACKED = (capture_outputs.__module__, "powerbert_hf.profiling")
-# Whose modules act on each word-vector by itself, where they are not ours.
+# Whose modules act on each word-vector by itself, or are ours.
 _WHOSE = (__name__.partition(".")[0], "transformers", "torch", "peft")
 
 
-def _is_watched(*parts: Any) -> bool:
+def _is_watched(*parts: nn.Module) -> bool:
     """Whether a module in these is to see padded inputs: by a hook, as of Captum, or as somebody's own.
 
     Or as one that was compiled by itself, which would be compiled anew for each list of lengths.
@@ -48,7 +48,10 @@ def _is_watched(*parts: Any) -> bool:
         module = modules.pop()
         if module._forward_pre_hooks or module._compiled_call_impl is not None or "_orig_mod" in module._modules:
             return True
-        if "forward" in module.__dict__ or type(module).__module__.partition(".")[0] not in _WHOSE:
+        if "forward" in module.__dict__:
+            return True
+        # Quantisers have linear layers of their own.
+        if type(module).__module__.partition(".")[0] not in _WHOSE and not isinstance(module, nn.Linear):
             return True
         hooks = module._forward_hooks
         if hooks and any(getattr(hook, "__module__", None) not in _TAKE_PACKED for hook in hooks.values()):
