@@ -35,7 +35,7 @@ _TAKE_PACKED = (capture_outputs.__module__, "powerbert_hf.profiling")
 _WHOSE = (__name__.partition(".")[0], "transformers", "torch", "peft")
 
 
-def _is_watched(*parts: nn.Module) -> bool:
+def _is_watched(*parts: Any) -> bool:
     """Whether a module in these is to see padded inputs: by a hook, as of Captum, or as somebody's own.
 
     Or as one that was compiled by itself, which would be compiled anew for each list of lengths.
