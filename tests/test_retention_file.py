@@ -157,7 +157,7 @@ def test_a_card_of_your_own_files_names_them_without_the_place_where_they_are():
     assert "The license of the base model is not known here" in card.text
     assert card.data.metrics == ["f1"]
     first, second = card.data.eval_results
-    assert (first.dataset_name, first.dataset_type, first.dataset_split) == ("train.csv", "train.csv", "held.csv")
+    assert (first.dataset_name, first.dataset_type, first.dataset_split) == ("held.csv", "held.csv", None)
     assert (first.metric_type, first.metric_name, first.metric_value) == ("f1", "f1_micro", 0.25)
     assert first.metric_args == {"average": "micro", "seed": 7}
     assert second.metric_args == {"average": "macro", "seed": 7}

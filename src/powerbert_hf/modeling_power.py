@@ -29,8 +29,8 @@ from .varlen import takes_varlen
 # A single input has no padding, and as short as this nothing else to win by packing, in half precision.
 _SHORT = 128
 
-# Whose hooks take word-vectors without padding.
-_TAKE_PACKED = (capture_outputs.__module__, "powerbert_hf.profiling")
+# Whose hooks take word-vectors without padding; the last is what torch counts operations with.
+_TAKE_PACKED = (capture_outputs.__module__, "powerbert_hf.profiling", "torch.utils.module_tracker")
 # Whose modules act on each word-vector by itself, or are ours.
 _WHOSE = (__name__.partition(".")[0], "transformers", "torch", "peft")
 
@@ -40,7 +40,8 @@ def _is_watched(*parts: Any) -> bool:
 
     Or as one that was compiled by itself, which would be compiled anew for each list of lengths.
     """
-    if every_module._global_forward_hooks or every_module._global_forward_pre_hooks:
+    of_all = (*every_module._global_forward_hooks.values(), *every_module._global_forward_pre_hooks.values())
+    if any(getattr(hook, "__module__", None) not in _TAKE_PACKED for hook in of_all):
         return True
     # Not `modules()`, which takes more than twice as long, and this is asked of every batch.
     modules = list(parts)
