@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from conftest import Host
 from powerbert_hf.card import Facts, data_of, facts_of_report, make_card, picture, shown_command
 from powerbert_hf.retention_file import RetentionFile, hub_reason, read_retention
 
@@ -173,3 +174,12 @@ def test_a_card_of_your_own_files_names_them_without_the_place_where_they_are():
     assert "On held.csv: 5 texts" in card.text
     card = make_card(facts_of_report(report, ["powerbert", "train"], "user/mine"))
     assert "of the two steps (search,\nre-train)" in card.text
+
+
+def test_the_folder_of_a_run_is_told_from_its_model(tmp_path):
+    with pytest.raises(ValueError, match=r"holds neither retention\.json nor config\.json\.$"):
+        read_retention(tmp_path)
+    Host("bert").make(retention_config=[8, 5, 2]).save_pretrained(tmp_path / "final")
+    with pytest.raises(ValueError, match=r"nor config\.json; did you mean .*final[?]"):
+        read_retention(tmp_path)
+    assert read_retention(tmp_path / "final").retention_config == [8, 5, 2]

@@ -16,11 +16,10 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import CONFIG_NAME
 
 from .modeling_poweralbert import PoWERAlbertForSequenceClassification
 from .modeling_powerbert import PoWERBertForSequenceClassification
-from .retention_file import hub_reason
+from .retention_file import final_model, hub_reason
 
 _CLASSIFIERS: dict[str, type[PreTrainedModel]] = {
     "bert": PoWERBertForSequenceClassification,
@@ -116,8 +115,8 @@ def load_config(model: str | Path) -> PreTrainedConfig:
         fields = PreTrainedConfig.get_config_dict(model)[0]
         found = fields.get("model_type")
     if found is None:
-        final = Path(model, "final")
-        remedy = f"did you mean {final}?" if (final / CONFIG_NAME).is_file() else f"{FETCH_AGAIN}."
+        final = final_model(model)
+        remedy = f"{FETCH_AGAIN}." if final is None else f"did you mean {final}?"
         raise ValueError(f"A model must have a `config.json` with a `model_type`, got none in {model}; {remedy}")
     _class_for(found, model)
     labels = fields.get("num_labels", 2)

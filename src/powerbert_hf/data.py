@@ -31,10 +31,10 @@ from .texts import check_texts, choose_columns, input_limit, read_file, read_fol
 
 logger = logging.getLogger(__name__)
 
-# The tuning split: a tenth of the training rows, no more than these.
-_TUNING_ROWS = 2000
 # Rows of a stream that say what labels mean, where nobody trains on it.
 _LOOKED_AT = 2000
+# The tuning split: a tenth of the training rows, no more than these.
+_TUNING_ROWS = 2000
 # Rows of it that may be exchanged, where a tenth is less, so that it has a row of each class.
 _EXCHANGED = 3
 # How the files of a folder become splits.
@@ -197,11 +197,10 @@ def load_splits(
             splits = DatasetDict(train=datasets.load_from_disk(dataset).with_format(None))
         elif (folder / "dataset_dict.json").is_file():
             splits = datasets.load_from_disk(dataset).with_format(None)
+        elif folder.is_dir():
+            splits, of_train = read_folder(dataset, subset, streaming)
         else:
-            if folder.is_dir():
-                splits, of_train = read_folder(dataset, subset, streaming)
-            else:
-                splits = datasets.load_dataset(dataset, subset, streaming=streaming)
+            splits = datasets.load_dataset(dataset, subset, streaming=streaming)
     if not isinstance(splits, DatasetDict | IterableDatasetDict) or not (measure_only or "train" in splits):
         raise ValueError(f"Data set {dataset!r} must have a split `train`, got {list(splits)}; pass `--train-file`.")
     train = splits.get("train")
@@ -467,12 +466,12 @@ def load_data(
     train, held_out = load_splits(*files, task, measure_only and options.streaming, measure_only)
     if isinstance(train, IterableDataset):
         train = Dataset.from_list(list(train.take(_LOOKED_AT)), features=train.features)
-    return prepare_for(options, model, config, train, held_out, seed, measure_only, fine_tuned)
+    return prepare_for(options, load_tokenizer(model, config), config, train, held_out, seed, measure_only, fine_tuned)
 
 
 def prepare_for(
     options: Any,
-    model: str,
+    tokenizer: Any,
     config: Any,
     train: Dataset | None,
     held_out: Dataset,
@@ -480,11 +479,11 @@ def prepare_for(
     measure_only: bool = False,
     fine_tuned: bool = False,
 ) -> TaskData:
-    """[`prepare_data`] as an `arguments.DataArguments` says it, with the tokenizer of the model."""
+    """[`prepare_data`] as an `arguments.DataArguments` says it."""
     return prepare_data(
         train,
         held_out,
-        load_tokenizer(model, config),
+        tokenizer,
         config,
         TASKS[options.task] if options.task else None,
         options.text_columns,

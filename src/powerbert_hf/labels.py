@@ -17,6 +17,7 @@ from .rows import said_rows
 
 logger = logging.getLogger(__name__)
 
+_HIDDEN = "-1 in all of its rows, which is how GLUE hides them"
 # Classes that a message lists.
 _SHOWN = 5
 # More classes than this share of the rows are hardly classes.
@@ -101,8 +102,7 @@ def read_labels(
             raise ValueError(f"{where} must hold numbers in both splits, got {reported[0]!r} in the reported split.")
         if whole and len(reported) > 1 and set(reported) == {-1.0}:
             raise ValueError(
-                f"{where} must hold labels in the reported split, got -1 in all of its rows, which is how GLUE hides "
-                "them; pass an `--eval-file` that has them."
+                f"{where} must hold labels in the reported split, got {_HIDDEN}; pass an `--eval-file` that has them."
             )
         if whole and not measure_only and len(set(training)) == 1 < len(training):
             raise ValueError(
@@ -211,7 +211,7 @@ def _label_values(rows: Dataset, columns: Sequence[str], split: str, feature: An
     if without := [place for place, value in enumerate(values) if any(map(_is_missing, flat([value])))]:
         hidden = [place for place in without if any(map(_is_hidden, flat([values[place]])))]
         if len(without) == len(values) > 1:
-            got = "-1 in all of its rows, which is how GLUE hides them" if len(hidden) == len(values) else "none"
+            got = _HIDDEN if len(hidden) == len(values) else "none"
             remedy = "an `--eval-file` that has them" if split == "reported" else "rows that have them"
             raise ValueError(f"The {split} split must hold labels, got {got}; pass {remedy}.")
         if hidden:

@@ -42,8 +42,6 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "weight_decay": (0, sys.float_info.max, "finite and at least 0"),
     "seed": (0, 2**32 - 1, "from 0 to 2**32 - 1"),
 }
-
-
 # What is typed for an option, and is not like it.
 _MEANT = {
     "--batch-size": ("--per-device-train-batch-size", "--per-device-eval-batch-size"),

@@ -37,6 +37,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from transformers.utils import CONFIG_NAME
 
 from .retention import check_retention_config
 
@@ -183,6 +184,12 @@ def shape_of(config: Any) -> tuple[str, int]:
     return config.model_type.removeprefix("power"), encoders
 
 
+def final_model(folder: str | os.PathLike) -> Path | None:
+    """The model that the folder of a run holds, for whoever has named that folder in its place."""
+    final = Path(folder, "final")
+    return final if (final / CONFIG_NAME).is_file() else None
+
+
 def spell_entries(config: Sequence[int | float]) -> str:
     """The entries of a retention configuration as they are shown: counts whole, fractions to three digits."""
     return " ".join(f"{entry:.3g}" if isinstance(entry, float) else str(entry) for entry in config)
@@ -207,14 +214,14 @@ def read_retention(source: str | os.PathLike, **download: Any) -> RetentionFile:
 
 def _found(source: str, download: dict[str, Any]) -> Path:
     """The file of a configuration; fetched, if it is on the Hub."""
-    names = (RETENTION_FILE, "config.json")
+    names = (RETENTION_FILE, CONFIG_NAME)
     if os.path.exists(source):
         files = [Path(source)] if os.path.isfile(source) else [Path(source, name) for name in names]
         for path in files:
             if path.is_file():
                 return path
-        final = Path(source, "final")
-        hint = f"; did you mean {final}?" if final.is_dir() else ""
+        final = final_model(source)
+        hint = "" if final is None else f"; did you mean {final}?"
         raise ValueError(f"the folder holds neither {' nor '.join(names)}{hint}")
     repo, _, revision = source.partition("@")
     unknown: Exception | None = None

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow
 from datasets import Dataset, IterableDataset
 
-from .checkpoint import load_config, reading
+from .checkpoint import load_config, load_tokenizer, reading
 from .data import TaskData, load_splits, named_by_task, prepare_for
 from .labels import flat, read_labels
 from .rows import HEAD, REPAIR
@@ -41,6 +41,7 @@ def load_stream(options: Any, model: str, seed: int = 42, fine_tuned: bool = Fal
         ValueError: for a model or data that cannot be used; while training, for a class that the head lacks.
     """
     config = load_config(model)
+    tokenizer = load_tokenizer(model, config)
     task = TASKS[options.task] if options.task else None
     files = (options.dataset, options.subset, options.train_file, options.eval_file)
     train, held_out = load_splits(*files, task, streaming=True)
@@ -49,8 +50,7 @@ def load_stream(options: Any, model: str, seed: int = 42, fine_tuned: bool = Fal
     with reading("The training rows", REPAIR):
         # A tenth of them is the tuning split, and their labels are all that there may be.
         head = Dataset.from_list(list(stream.take(HEAD)), features=stream.features)
-    data = prepare_for(options, model, config, head, held_out, seed, fine_tuned=fine_tuned)
-    tokenizer = data.tokenizer
+    data = prepare_for(options, tokenizer, config, head, held_out, seed, fine_tuned=fine_tuned)
     texts, labels = data.source["text_columns"], data.source["label_column"]
     columns = [labels] if isinstance(labels, str) else labels
     if fine_tuned:
