@@ -164,8 +164,8 @@ def test_masses_do_not_wander_with_those_that_steps_are_made_with(host):
     callback.on_train_begin(None, None, None, model)
     for step in range(50, 100):
         state = SimpleNamespace(global_step=step, max_steps=100)
-        callback.on_step_begin(None, state, None)
-        made_with.append(retention.retention_mass(model.retention_weights.detach().double()))
+        with callback.moved(state):
+            made_with.append(retention.retention_mass(model.retention_weights.detach().double()))
         # No gradient, and an optimizer that does nothing.
         model.retention_weights.grad = torch.zeros(6, 64)
         callback.on_pre_optimizer_step(None, state, None)

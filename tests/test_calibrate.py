@@ -149,7 +149,8 @@ def test_seed_decides_and_batches_do_not():
     assert first != other
 
 
-@pytest.mark.parametrize("agreement", [0.5, 0.9, 0.99, 0.995, 0.999])
+# The last one is what 58 texts can show, by a formula that is off in its last bit.
+@pytest.mark.parametrize("agreement", [0.5, 0.9, 0.99, 0.995, 0.999, 0.05 ** (1 / 58)])
 def test_fewest_texts_are_those_that_can_show_it(agreement):
     needed = texts_needed(agreement)
     tested, too_few = (len(divide(texts, 0)[1]) for texts in (needed, needed - 2))

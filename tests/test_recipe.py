@@ -186,6 +186,9 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(host, inputs, tmp_path, c
             assert caplog.messages == [f"{last} is incomplete and will be written again"]
         file.write_bytes(content)
     assert steps._last_complete_checkpoint(str(folder), 1) == last
+    # What float16 adds.
+    (folder / "checkpoint-4" / "scaler.pt").write_bytes(b"")
+    assert steps._last_complete_checkpoint(str(folder), 1) == before
     assert steps._last_complete_checkpoint(str(tmp_path / "nowhere"), 1) is None
 
 

@@ -863,6 +863,61 @@ def test_who_reports_on_a_search_sees_refined_masses(dataset, tokenizer, tmp_pat
     assert trainer.model.training
 
 
+def masses_of(model):
+    return retention_mass(model.retention_weights.detach().double())
+
+
+def test_a_step_that_breaks_off_leaves_the_masses_that_are_held(dataset, tokenizer, tmp_path):
+    class Breaking(PoWERTrainer):
+        def compute_loss(self, *args, **kwargs):
+            made_with.append(masses_of(self.model))
+            if self.state.global_step == 5:
+                raise KeyboardInterrupt
+            return super().compute_loss(*args, **kwargs)
+
+    class Ends(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            held.append(masses_of(model))
+
+    made_with, held = [], []
+    model = Host("bert").make(**SOFT)
+    args = make_trainer(model, dataset, tokenizer, tmp_path, speedup=2.0, max_steps=8).args
+    trainer = Breaking(model, args, train_dataset=dataset, processing_class=tokenizer, callbacks=[Ends()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert (made_with[-1] - held[-1]).abs().max() > 0.1
+    assert torch.equal(masses_of(model), held[-1])
+
+
+def test_rows_that_are_no_step_leave_the_masses_that_are_held(dataset, tokenizer, tmp_path):
+    """The last rows of a stream may be fewer than a step accumulates; upstream leaves them out."""
+
+    class Rows(IterableDataset):
+        def __iter__(self):
+            # Three batches, of which two make a step.
+            return iter(dataset.select(range(24)).to_list())
+
+    class Seen(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            at_steps.append(masses_of(model))
+
+        def on_epoch_end(self, args, state, control, model, **kwargs):
+            at_epochs.append((len(at_steps), masses_of(model)))
+
+    at_steps, at_epochs = [], []
+    model = Host("bert").make(**SOFT)
+    fields = {"speedup": 2.0, "max_steps": 10, "gradient_accumulation_steps": 2}
+    args = make_trainer(model, dataset, tokenizer, tmp_path, **fields).args
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    trainer = PoWERTrainer(model, args, train_dataset=Rows(), processing_class=tokenizer, lengths=lengths)
+    trainer.add_callback(Seen())
+    trainer.train()
+    # Without the last one, after which masses are refined.
+    for steps, masses in at_epochs[:-1]:
+        assert torch.equal(masses, at_steps[steps - 1])
+    assert len(at_epochs) > 5
+
+
 @pytest.mark.parametrize("when", ["in the last step", "while refining"])
 def test_told_to_leave_a_search_at_its_end_goes_on_from_there(dataset, tokenizer, tmp_path, when):
     class Told(TrainerCallback):

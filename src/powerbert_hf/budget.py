@@ -193,7 +193,7 @@ class Budget:
             progress: share of the steps that are done.
 
         Returns:
-            (L,), from 1.5 to R.
+            (L,), from 1.5 to R, or to the longest input.
         """
         budget = self._lossless + min(1.0, progress / _FALLING) * (1 / self.speedup - self._lossless)
         depth = torch.arange(1, masses.shape[0] + 1, dtype=masses.dtype)
@@ -224,7 +224,7 @@ class Budget:
             steps: those of the search.
 
         Returns:
-            (L,), from 1.5 to R; the masses themselves while the budget falls.
+            (L,), from 1.5 to R, or to the longest input; the masses themselves while the budget falls.
         """
         if step < _FALLING * steps:
             return masses

@@ -115,6 +115,8 @@ def texts_needed(agreement: float) -> int:
             "not one prediction in the world changes. 0.99 is the default."
         )
     tested = ceil(log(1 - _CONFIDENCE) / log(agreement))
+    # By the bound that is tested, too: in the last bit they differ.
+    tested += agreement_bound(tested, tested) < agreement
     return tested + min(tested, _SEARCHED)
 
 

@@ -3,7 +3,8 @@
 """What happens at each step of a training, besides the step: retention weights are held, and it may end early."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +55,30 @@ class HoldBudget(TrainerCallback):
         """See `TrainerCallback`; `model` is the unwrapped one."""
         self.weights = model.retention_weights
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the masses a little, for this step."""
-        # Else the loss would be said not to be finite.
-        finite_masses(self.weights)
+    def _move(self, state: Any) -> None:
+        """Make the weights of masses near those that are held, alike throughout a step."""
         self.kept = self.weights.detach().cpu().double()
         masses = self.budget.scatter(retention_mass(self.kept), state.global_step, state.max_steps)
+        self._set(self.budget.ramp(masses))
+
+    def _set(self, weights: Tensor) -> None:
         with torch.no_grad():
-            self.weights.copy_(self.budget.ramp(masses))
+            self.weights.copy_(weights)
+
+    @contextmanager
+    def moved(self, state: Any) -> Iterator[None]:
+        """A forward and a backward pass with other masses: whatever ends it, those that are held are back after it."""
+        # Else the loss would be said not to be finite.
+        finite_masses(self.weights)
+        self._move(state)
+        try:
+            yield
+        finally:
+            self._set(self.kept)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Turn the gradient of the weights, which is that of all processes by now, into that of the masses."""
+        self._move(state)
         self.before = self.weights.detach().cpu().double()
         if state.global_step < LEARNING * state.max_steps:
             # Nor shall the optimizer remember it.
@@ -77,15 +91,13 @@ class HoldBudget(TrainerCallback):
         """Turn the step of the weights into one of the masses."""
         if state.global_step >= state.max_steps:
             # Resumed at its end, see [`EndWithLastStep`].
-            with torch.no_grad():
-                self.weights.copy_(self.kept)
+            self._set(self.kept)
             return
         finite_masses(self.weights)
         growth = (self.weights.detach().cpu().double() - self.before)[:, -1]
         masses = retention_mass(self.kept) * growth.exp()
         masses = self.budget.hold(masses, (state.global_step + 1) / state.max_steps)
-        with torch.no_grad():
-            self.weights.copy_(self.budget.ramp(masses))
+        self._set(self.budget.ramp(masses))
 
 
 class BeforeTraining(TrainerCallback):

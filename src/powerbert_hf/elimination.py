@@ -211,7 +211,9 @@ class RetentionEncoderMixin:
             kwargs: for the attention implementation.
 
         Raises:
-            ValueError: for a mask that is not (B, T), or for soft mode without retention weights.
+            ValueError: where word-vectors are eliminated or positions asked for, for a mask that is not (B, T), a
+                configuration that does not fit the model, soft mode without retention weights, or an attention
+                implementation that cannot hide what soft mode hides.
         """
         width = hidden_states.shape[1]
         mode = self.config.active_retention_mode

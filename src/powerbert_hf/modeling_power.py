@@ -257,8 +257,10 @@ class RetentionBaseModelMixin(RetentionModelMixin):
             kwargs: as upstream.
 
         Raises:
-            ValueError: for neither or both of `input_ids` and `inputs_embeds`, for inputs of a shape or length that
-                the model does not take, or for a mask that is not (B, T); on a CPU also for numbers of no word-piece.
+            ValueError: for neither or both of `input_ids` and `inputs_embeds`, or for inputs of a shape or length that
+                the model does not take; where word-vectors are eliminated or positions asked for, for a mask that is
+                not (B, T), for several inputs in a row, or for a configuration that does not fit the model; on a CPU
+                also for numbers of no word-piece.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")

@@ -154,8 +154,8 @@ class FilePredictor:
             except ValueError:
                 # Whose turn it is to answer it will say so.
                 continue
-            if chosen := _choose_columns(head, self.text_columns, self.keep_columns):
-                self.text_columns, _ = chosen
+            if texts := _choose_columns(head, self.text_columns, self.keep_columns):
+                self.text_columns = texts
                 input_limit(self.tokenizer, self.classifier.config, len(self.text_columns), self.options["max_length"])
                 return
 
@@ -172,7 +172,7 @@ class FilePredictor:
         Raises:
             ValueError: for a file, columns or texts that cannot be used; the target stays as it was.
         """
-        texts, kept = _choose_columns(_first_rows(source), self.text_columns, self.keep_columns) or ([], [])
+        texts = _choose_columns(_first_rows(source), self.text_columns, self.keep_columns) or []
         _check_rows(source, texts, all_answered=rejected is None)
         to_read, to_keep = tee(read_rows(source))
         answers = predict(
@@ -185,7 +185,7 @@ class FilePredictor:
             # Opened first, it gets its name last: where the answers are there, nothing is missing.
             file = files.enter_context(whole_file(target))
             for number, (answer, row) in enumerate(shown, start=1):
-                to_repeat = {name: row.get(name) for name in kept}
+                to_repeat = {name: row.get(name) for name in self.keep_columns}
                 if rejected is None or "reason" not in answer:
                     write_row(file, target, {**to_repeat, **answer}, rows_done == 0)
                     rows_done += 1
@@ -395,8 +395,8 @@ def _first_rows(source: Path) -> list[Row]:
 
 def _choose_columns(
     head: Sequence[Row], text_columns: Sequence[str] | None, keep_columns: Sequence[str]
-) -> tuple[list[str], list[str]] | None:
-    """The columns of texts, and those to repeat; `None` of no rows.
+) -> list[str] | None:
+    """The columns of texts; `None` of no rows.
 
     Raises:
         ValueError: for a column that is not there, or where several could be meant.
@@ -411,11 +411,11 @@ def _choose_columns(
     if len(holding) > 1:
         # Of csv numbers come as texts too.
         holding = [name for name in holding if not found[name] or not all(map(_is_number, found[name]))]
-    texts, kept = choose_texts(columns, holding, text_columns), list(keep_columns)
-    for name in kept:
+    texts = choose_texts(columns, holding, text_columns)
+    for name in keep_columns:
         if name not in columns:
             raise ValueError(f"There is no column {name!r}; the data has {join_names(columns)}.")
-    return texts, kept
+    return texts
 
 
 def _is_number(value: Any) -> bool:

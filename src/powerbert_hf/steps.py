@@ -20,7 +20,7 @@ from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, get_scheduler, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -417,6 +417,9 @@ def _is_complete(checkpoint: Path, processes: int) -> bool:
         return False
     ranks = [""] if processes == 1 else [f"_{rank}" for rank in range(processes)]
     names = [OPTIMIZER_NAME, SCHEDULER_NAME, *(f"rng_state{rank}.pth" for rank in ranks)]
+    if (checkpoint / SCALER_NAME).exists():
+        # Of float16 alone.
+        names.append(SCALER_NAME)
     return all(is_zipfile(checkpoint / name) for name in names)
 
 

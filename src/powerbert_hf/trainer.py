@@ -4,6 +4,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -193,9 +194,9 @@ class PoWERTrainer(Trainer):
     """`Trainer` for any mode. In soft mode it trains the retention weights too, and logs the masses.
 
     They are trained with the penalty, or held to a budget for `args.speedup` (see [`Budget`]); `max_grad_norm` neither
-    counts nor clips their gradients. In any other mode it is `Trainer`. The logs of soft mode hold, besides `loss`:
-    `task_loss` (with the teacher's part) and `retention_penalty`, without lambda, averaged since the last log,
-    `retention_mass_1` to `retention_mass_L`, and
+    counts nor clips their gradients. In any other mode it trains as `Trainer` does, with the teacher's part of the
+    loss where there is a teacher. The logs of soft mode hold, besides `loss`: `task_loss` (with the teacher's part) and
+    `retention_penalty`, without lambda, averaged since the last log, `retention_mass_1` to `retention_mass_L`, and
     `predicted_speedup`, that of the configuration which these masses stand for, where there are lengths to predict it
     on. They reach TensorBoard, trackio and W&B as any scalar that `Trainer` logs.
 
@@ -231,6 +232,7 @@ class PoWERTrainer(Trainer):
                 "`TrainingArguments` take."
             )
         self._budget: Budget | None = None
+        self._hold: HoldBudget | None = None
         self._refining = False
         self._predicted: Callable[[list[float]], float] | None = None
         self.teacher = None if teacher is None else teacher.to(self.args.device).eval()
@@ -259,7 +261,8 @@ class PoWERTrainer(Trainer):
             lengths = lengths_of_all(self._lengths() if lengths is None else lengths)
             self._budget = Budget(self.model.config, self.args.speedup, lengths)
             self._predicted = self._budget.predicted
-            self.add_callback(HoldBudget(self._budget))
+            self._hold = HoldBudget(self._budget)
+            self.add_callback(self._hold)
             # Before those that report to a tracker, and close it or upload the model as the training ends.
             self.callback_handler.callbacks.insert(0, RefineMasses(partial(self._refine, self._budget)))
 
@@ -405,6 +408,11 @@ class PoWERTrainer(Trainer):
                 "without adapters, or in one go."
             )
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Upstream's, in a search for a speed-up with masses near those that are held, see [`HoldBudget`]."""
+        with self._hold.moved(self.state) if self._hold and self.is_in_train else nullcontext():
+            return super().training_step(*args, **kwargs)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Upstream's, of the model's own weights.
