@@ -195,10 +195,10 @@ class PoWERTrainer(Trainer):
 
     They are trained with the penalty, or held to a budget for `args.speedup` (see [`Budget`]); `max_grad_norm` neither
     counts nor clips their gradients. In any other mode it trains as `Trainer` does, with the teacher's part of the
-    loss where there is a teacher. The logs of soft mode hold, besides `loss`: `task_loss` (with the teacher's part) and
-    `retention_penalty`, without lambda, averaged since the last log, `retention_mass_1` to `retention_mass_L`, and
-    `predicted_speedup`, that of the configuration which these masses stand for, where there are lengths to predict it
-    on. They reach TensorBoard, trackio and W&B as any scalar that `Trainer` logs.
+    loss where there is a teacher. The logs of soft mode hold, besides `loss`: `task_loss` (with the teacher's part),
+    `retention_penalty`, without lambda, both averaged since the last log, `retention_mass_1` to `retention_mass_L`,
+    and `predicted_speedup`, that of the configuration which these masses stand for, where there are lengths to predict
+    it on. They reach TensorBoard, trackio and W&B as any scalar that `Trainer` logs.
 
     A search for `args.speedup` that has come to its last step ends with [`Budget.refine`], on training rows drawn at
     random (the first ones of a stream) and the weights that it has trained: `refined_from` and `refined_to` in the log
