@@ -179,6 +179,7 @@ def test_tokenizers_that_are_not_the_models(folder, capsys):
         ),
         (options(max_length=65), "what the model takes, got 65"),
         (options(text_columns="body"), "There is no column 'body'; the data has text, label"),
+        (options(label_column="topic"), "There is no column 'topic'; the data has text, label. Name the `--label"),
         (options("--text-columns", "text", "text"), "A pair needs two columns, got `--text-columns` text text"),
         (options(text_columns="text", label_column="text"), "A label must not be a text, got text and text"),
         (options(output_dir=None), "`--output-dir` must be given"),

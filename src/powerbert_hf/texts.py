@@ -140,14 +140,15 @@ def choose_columns(
     if label_column is None:
         label_column = "labels" if "labels" in columns and "label" not in columns else "label"
     labels = [label_column] if isinstance(label_column, str) else list(label_column)
-    strings = [n for n, kind in dataset.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")]
-    asked = text_columns or (task.text_columns if task else None)
-    chosen = choose_texts(columns, [name for name in strings if name not in labels], asked)
+    # First: a label under another name would be taken for a text.
     for name in labels:
         if name not in columns:
             raise ValueError(
                 f"There is no column {name!r}; the data has {join_names(columns)}. Name the `--label-column`."
             )
+    strings = [n for n, kind in dataset.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")]
+    asked = text_columns or (task.text_columns if task else None)
+    chosen = choose_texts(columns, [name for name in strings if name not in labels], asked)
     if not set(chosen).isdisjoint(labels):
         raise ValueError(f"A label must not be a text, got {' '.join(chosen)} and {' '.join(labels)}; name others.")
     return chosen, labels
